@@ -1,0 +1,137 @@
+"""The first thing that runs in every interpreter of the child's group. Kept light: data workers pay for it too.
+
+It says hello to the parent, waits for Keras to be imported, and says goodbye at the interpreter's orderly end.
+"""
+
+from __future__ import annotations
+
+import _socket
+import atexit
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.abc import Loader
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
+HOOKED = "keras.src.callbacks.callback_list"
+_attached_pid = 0
+_lock_fd = -1
+
+
+def attach() -> None:
+    """Hook this interpreter. Called twice it does nothing the second time."""
+    global _attached_pid
+    if _attached_pid == os.getpid() or not os.environ.get("KSUPERVISE_ADDRESS"):
+        return
+    _attached_pid = os.getpid()
+    _guard_lock()
+    version = ".".join(map(str, sys.version_info[:3]))
+    if not tell(f'{{"op":"hello","pid":{os.getpid()},"python":"{version}"}}'):
+        return  # no parent listens: an environment that outlived its run
+    sys.meta_path.insert(0, _Finder())
+    atexit.register(_say_goodbye)
+
+
+def tell(line: str) -> bool:
+    """Send one message over a connection of its own. False if nobody listens."""
+    address = os.environ["KSUPERVISE_ADDRESS"]
+    try:
+        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        try:
+            sock.settimeout(2.0)
+            sock.connect("\0" + address[1:] if address.startswith("@") else address)
+            sock.sendall(line.encode() + b"\n")
+        finally:
+            sock.close()
+    except OSError:
+        return False
+    return True
+
+
+def _guard_lock() -> None:
+    """The run's lock is for this process: not for programs it starts, nor for forked data workers."""
+    global _lock_fd
+    try:
+        fd = int(os.environ.get("KSUPERVISE_LOCK_FD", ""))
+        os.set_inheritable(fd, False)
+    except (ValueError, OSError):
+        return
+    _lock_fd = fd
+    os.register_at_fork(after_in_child=_drop_lock)
+
+
+def _drop_lock() -> None:
+    global _lock_fd
+    fd, _lock_fd = _lock_fd, -1
+    if fd >= 0:
+        try:
+            os.close(fd)
+        except OSError:
+            pass
+
+
+def _say_goodbye() -> None:
+    """The interpreter ends in good order, perhaps after an exception that it has shown."""
+    if _attached_pid != os.getpid():
+        return  # a fork that ends like its parent
+    import json
+
+    last = getattr(sys, "last_type", None)
+    session = sys.modules.get("ksupervise.child.session")
+    trainer = session is not None and session.is_trainer()
+    message = {
+        "op": "exit",
+        "pid": os.getpid(),
+        "exception": getattr(last, "__name__", "") if last is not None else "",
+        "trainer": trainer,
+    }
+    tell(json.dumps(message))
+
+
+class _Finder:
+    """Finds nothing by itself; it only wraps the loader of the one module that we change."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """The spec that the others find for HOOKED, with a loader that calls us afterwards."""
+        if name != HOOKED:
+            return None
+        sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
+        from importlib.util import find_spec
+
+        spec = find_spec(name)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
+        return spec
+
+
+class _Loader:
+    """The module's own loader, and then our hook."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """As the module's own loader does."""
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the module, put its own loader back in place, hook it."""
+        self._loader.exec_module(module)
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        module.__loader__ = self._loader
+        try:
+            from ksupervise.child import hook
+
+            hook.install(module)
+        except Exception as error:
+            import json
+
+            tell(json.dumps({"op": "note", "text": f"our hook could not be put into Keras: {error!r}"}))

@@ -1,0 +1,113 @@
+"""Copies the training's state into memory that outlives this process.
+
+Two slots take turns: the newest whole stage is never written over, so a death in mid-copy tears exactly
+the other one. A slot that the parent is still persisting is left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from ksupervise.child import tensors
+from ksupervise.child.link import Link
+from ksupervise.wire import PAGE, Slot
+
+TENSORS, STATE = "state.safetensors", "state.json"
+
+
+class Stager:
+    """Writes stages, numbered on from `next_seq`.
+
+    Attributes:
+        cost: seconds that the last stage took.
+        at: CLOCK_MONOTONIC second at which it was finished.
+    """
+
+    def __init__(self, link: Link, slots: list[Slot], next_seq: int, attempt: int) -> None:
+        self._link = link
+        self._slots = slots
+        self._seqs: list[int] = [0, 0]  # what this process staged in each slot
+        self._newest = 1
+        self._next_seq = next_seq
+        self._attempt = attempt
+        self._plan: tensors.Plan | None = None
+        self._specs: list[tensors.Spec] = []
+        self.cost = 0.0
+        self.at = time.monotonic()
+
+    def hold(self, index: int) -> None:
+        """The state in slot `index` is the one we go on from: the other slot is written first."""
+        self._newest = index
+
+    @property
+    def newest_seq(self) -> int:
+        """Number of the newest stage of this process, 0 if there is none."""
+        return self._seqs[self._newest]
+
+    @property
+    def busy(self) -> bool:
+        """The slot that comes next is still being persisted."""
+        seq = self._seqs[1 - self._newest]
+        return seq != 0 and not self._link.is_free(seq)
+
+    def stage(
+        self, arrays: dict[str, Any], state: dict[str, Any], about: dict[str, Any], wait: float = 0.0
+    ) -> int | None:
+        """Stage now; return the stage's number, None if no slot came free within `wait` seconds.
+
+        Raises OSError when memory does not suffice, tensors.UnknownType, codec.NotPlain.
+        """
+        began = time.monotonic()
+        index = 1 - self._newest
+        if self.busy and not self._link.wait_free(self._seqs[index], wait):
+            return None
+        slot, seq = self._slots[index], self._next_seq
+        files = self._write(slot, arrays, json.dumps(state, separators=(",", ":")).encode())
+        slot.complete(seq, {**about, "attempt": self._attempt, "files": files, "staged": True})
+        self._next_seq += 1
+        self._seqs[index], self._newest = seq, index
+        self._link.send({"op": "staged", "slot": index, "seq": seq})
+        self.at = time.monotonic()
+        self.cost = self.at - began
+        return seq
+
+    def _write(self, slot: Slot, arrays: dict[str, Any], state: bytes) -> dict[str, tuple[int, int]]:
+        specs = [tensors.spec(name, array) for name, array in arrays.items()]
+        if self._plan is None or specs != self._specs:
+            self._plan, self._specs = tensors.plan(specs), specs
+        plan = self._plan
+        state_at = -(-(PAGE + plan.size) // PAGE) * PAGE
+        slot.begin()
+        slot.reserve(state_at + len(state))
+        with slot.view() as view:
+            body = view[PAGE:]
+            body[: len(plan.header)] = plan.header
+            for name, array in arrays.items():
+                tensors.put(body, plan.places[name], array)
+            body.release()
+            view[state_at : state_at + len(state)] = state
+        return {TENSORS: (PAGE, plan.size), STATE: (state_at, len(state))}
+
+    def read(self, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Arrays (views into the slot) and state of a complete slot. Raises ValueError."""
+        slot = self._slots[index]
+        description = slot.read_description()
+        if description is None:
+            raise ValueError("the slot holds no whole state")
+        view = slot.view()
+        offset, size = description["files"][TENSORS]
+        arrays = dict(tensors.read(view[offset : offset + size]))
+        offset, size = description["files"][STATE]
+        return arrays, json.loads(bytes(view[offset : offset + size]))
+
+    def newest(self) -> tuple[Slot, dict[str, Any]] | None:
+        """The newest stage of this process with its description, for a process that must commit it itself."""
+        description = self._slots[self._newest].read_description() if self.newest_seq else None
+        return None if description is None else (self._slots[self._newest], description)
+
+    def close(self) -> None:
+        """Unmap the slots."""
+        for slot in self._slots:
+            slot.close()

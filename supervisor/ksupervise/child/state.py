@@ -1,0 +1,190 @@
+"""Everything numeric that a training consists of: found, named, read and put back.
+
+Weights, seed generators, metric accumulators, every optimizer, and variables that a model of the
+user's keeps as plain attributes. Named by role and path; two of one path are told apart by order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+class Mismatch(Exception):
+    """The checkpoint and the model do not have the same variables; nothing was put back."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """One variable under its name in the checkpoint."""
+
+    name: str
+    variable: Any
+
+    @property
+    def dtype(self) -> str:
+        """Its dtype by numpy's name."""
+        dtype = self.variable.dtype
+        return str(getattr(dtype, "name", dtype))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return tuple(int(size) for size in self.variable.shape)
+
+
+def variables(model: Any) -> list[Named]:
+    """All variables of `model` and its training, in an order that is the same in every attempt."""
+    seen: set[int] = set()
+    names: dict[str, int] = {}
+    found = []
+    for role, variable in _roles(model):
+        if id(variable) in seen or "string" in str(variable.dtype):
+            continue
+        seen.add(id(variable))
+        name = f"{role}/{_path(variable)}"
+        names[name] = names.get(name, 0) + 1
+        found.append(Named(name if names[name] == 1 else f"{name}#{names[name]}", variable))
+    return found
+
+
+def _path(variable: Any) -> str:
+    return str(getattr(variable, "path", None) or variable.name)
+
+
+def _roles(model: Any) -> Iterator[tuple[str, Any]]:
+    for variable in model.variables:
+        yield "model", variable
+    for variable in model.metrics_variables:
+        yield "metrics", variable
+    for name, optimizer in optimizers(model):
+        for variable in optimizer.variables:
+            yield name, variable
+    for variable in _attributes(model, _is_variable):
+        yield "attributes", variable
+    seeds = _global_seed_generator()
+    if seeds is not None:
+        yield "random", seeds.state
+
+
+def optimizers(model: Any) -> list[tuple[str, Any]]:
+    """The compiled optimizer, and those that a model with its own train_step keeps for itself."""
+    main = getattr(model, "optimizer", None)
+    found = [("optimizer", main)] if main is not None and hasattr(main, "variables") else []
+    known = {id(main)}
+    for optimizer in _attributes(model, _is_optimizer):
+        if id(optimizer) not in known and id(optimizer) != id(getattr(main, "inner_optimizer", None)):
+            known.add(id(optimizer))
+            found.append((f"optimizer{len(known)}", optimizer))
+    return found
+
+
+def _attributes(model: Any, wanted: Callable[[Any], bool]) -> Iterator[Any]:
+    """Values of plain attributes of the model's layers, also one level down in lists and dicts."""
+    for layer in model._flatten_layers():
+        for name in sorted(vars(layer)):
+            value = vars(layer)[name]
+            for item in _items(value):
+                if wanted(item):
+                    yield item
+
+
+def _items(value: Any) -> Sequence[Any]:
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, (list, tuple)):
+        return value
+    return (value,)
+
+
+def _is_optimizer(value: Any) -> bool:
+    return hasattr(value, "apply_gradients") and hasattr(value, "variables") and hasattr(value, "build")
+
+
+def _is_variable(value: Any) -> bool:
+    return hasattr(value, "assign") and hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def _global_seed_generator() -> Any:
+    import sys
+
+    module = sys.modules.get("keras.src.backend.common.global_state")
+    return module.get_global_attribute("global_seed_generator") if module is not None else None
+
+
+def read(variable: Any) -> Any:
+    """The variable's value as a numpy array; it shares memory with it where the backend allows."""
+    value = getattr(variable, "value", variable)
+    value = value() if callable(value) else value  # a raw tf.Variable has a method of that name
+    try:
+        tensor = value.read_value() if hasattr(value, "read_value") else value
+        return tensor._numpy()
+    except AttributeError:
+        import keras
+
+        return keras.ops.convert_to_numpy(value)
+
+
+def recipe(model: Any) -> list[Any]:
+    """What is needed to build the optimizers again: for each, the names of what it trains."""
+    names = {id(named.variable): named.name for named in variables(model)}
+    return [
+        [role, [names.get(id(variable), "") for variable in _trained_by(optimizer)]]
+        for role, optimizer in optimizers(model)
+    ]
+
+
+def _trained_by(optimizer: Any) -> Sequence[Any]:
+    inner = getattr(optimizer, "inner_optimizer", None) or optimizer
+    return list(getattr(inner, "_trainable_variables", ()))
+
+
+def build(model: Any, epoch_iterator: Any, optimizers_recipe: Sequence[Any]) -> None:
+    """Create the variables that do not exist yet, drawing no data and running no step.
+
+    What cannot be built this way is left alone: `put_back` then names what is missing.
+    """
+    try:
+        spec = epoch_iterator._distributed_dataset.element_spec
+        model._symbolic_build(data_batch=spec)
+    except Exception:
+        pass  # a model without `call` (a GAN, say) has its parts built already
+    by_name = {named.name: named.variable for named in variables(model)}
+    wanted = dict(optimizers_recipe)
+    for role, optimizer in optimizers(model):
+        trained = [by_name.get(name) for name in wanted.get(role, ())]
+        if not optimizer.built and trained and None not in trained:
+            optimizer.build(trained)
+
+
+def put_back(model: Any, arrays: Mapping[str, Any]) -> None:
+    """Assign every array to its variable. Raises Mismatch, with nothing assigned, unless all fit."""
+    named = variables(model)
+    differences = compare(named, arrays)
+    if differences:
+        raise Mismatch(describe(differences))
+    for entry in named:
+        entry.variable.assign(arrays[entry.name])
+
+
+def compare(named: Sequence[Named], arrays: Mapping[str, Any]) -> list[str]:
+    """What differs between a model and a checkpoint, one line a variable."""
+    differences = []
+    for entry in named:
+        array = arrays.get(entry.name)
+        if array is None:
+            differences.append(f"{entry.name} {list(entry.shape)} is not in the checkpoint")
+        elif tuple(array.shape) != entry.shape:
+            differences.append(f"{entry.name} is {list(entry.shape)}, the checkpoint has {list(array.shape)}")
+        elif array.dtype.name != entry.dtype:
+            differences.append(f"{entry.name} is {entry.dtype}, the checkpoint has {array.dtype.name}")
+    known = {entry.name for entry in named}
+    return differences + [f"the model has no {name}" for name in arrays if name not in known]
+
+
+def describe(differences: Sequence[str]) -> str:
+    """The first few differences, and how many more there are."""
+    shown = "; ".join(differences[:5])
+    more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
+    return f"the checkpoint does not fit the model: {shown}{more}"

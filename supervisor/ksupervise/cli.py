@@ -1,0 +1,228 @@
+"""argv → Settings → the command; the one place where an error becomes an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from ksupervise import __version__
+from ksupervise.errors import EXIT_INTERRUPTED, KsuperviseError, UsageError
+
+_LATER = ("watch", "export", "report", "rehearse", "doctor", "unit")
+
+_RUN_OPTIONS = [
+    click.option("--name", metavar="NAME", help="The run's name (default: from the script and its arguments)."),
+    click.option("--store", metavar="DIR", help="Where runs live (default ./.ksupervise)."),
+    click.option("--replica", metavar="DIR|URL", multiple=True, hidden=True),
+    click.option("--every", metavar="DUR", help="A checkpoint at least this often (default 5m)."),
+    click.option("--overhead", metavar="PCT", help="Share of time checkpoints may cost (default 1)."),
+    click.option("--keep", metavar="N", help="Newest checkpoints kept (default 3)."),
+    click.option("--max-failures", metavar="N", help="Stop after N failures without a newer checkpoint (default 3)."),
+    click.option("--grace", metavar="DUR", help="From being asked to stop to being killed (default 30s)."),
+    click.option("--stall", metavar="DUR|off", help="Kill and relaunch after DUR without a step (default off)."),
+    click.option("--deadline", metavar="DUR|TIME", help="Save and leave, exit 75, before then (12h, 07:30)."),
+    click.option("--notice", metavar="file:PATH|off", help="Save and leave when PATH appears (default off)."),
+    click.option("--fresh", is_flag=True, default=None, help="Archive what the run has and begin anew."),
+    click.option("--retry", is_flag=True, default=None, help="Go on with a run that failed or was stopped."),
+    click.option("--seed", metavar="N", help="Also call keras.utils.set_random_seed(N) in the script."),
+    click.option("--quiet", is_flag=True, default=None, help="Say only what needs attention."),
+    click.option("--json-log", is_flag=True, default=None, help="Say it as JSON lines."),
+]
+
+
+def _run_options(function: Any) -> Any:
+    for option in reversed(_RUN_OPTIONS):
+        function = option(function)
+    return function
+
+
+class _Front(click.Group):
+    """A group whose first word is a sub-command if it is known as one, else the command to supervise."""
+
+    forced = False
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse our options; remember whether `--` ended them."""
+        given = list(args)
+        rest = super().parse_args(ctx, args)
+        words = [*ctx._protected_args, *ctx.args]
+        position = len(given) - len(words) - 1
+        self.forced = position >= 0 and given[position] == "--"
+        return rest
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """`status` is ours, `./train.py` and `-- status` are the user's."""
+        if not self.forced and args[0] in self.commands:
+            return args[0], self.commands[args[0]], args[1:]
+        if not self.forced and args[0] in _LATER:
+            raise UsageError(
+                f"`ksupervise {args[0]}` is not in this version; to supervise a program of that name: "
+                f"ksupervise -- {' '.join(args)}"
+            )
+        return "run", self.commands["run"], ["--", *args]
+
+
+@click.group(
+    cls=_Front,
+    invoke_without_command=True,
+    context_settings={"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]},
+    options_metavar="[RUN OPTIONS]",
+    subcommand_metavar="[--] COMMAND [ARGS]...",
+)
+@click.version_option(__version__, prog_name="ksupervise", message="%(prog)s %(version)s")
+@_run_options
+@click.pass_context
+def front(ctx: click.Context, /, **flags: Any) -> None:
+    """Supervise COMMAND, an unmodified Keras training script, so that it survives being killed.
+
+    \b
+        ksupervise python train.py --epochs 100
+
+    Run it again and it goes on where it was. A known sub-command as first word is that sub-command; `--`
+    forces a command.
+
+    \b
+    Exit codes: 0 done · 75 state saved, run me again · 125 gave up, do not requeue · 126/127 cannot run
+    130 stopped by the user · otherwise the script's own.
+    """
+    ctx.obj = flags
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        raise UsageError("no command to supervise was given")
+
+
+@front.command(
+    "run",
+    context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False},
+    options_metavar="[RUN OPTIONS]",
+)
+@_run_options
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def run_command(ctx: click.Context, /, command: tuple[str, ...], **flags: Any) -> None:
+    """Supervise COMMAND (the word may be left out)."""
+    if not command:
+        raise UsageError("no command to supervise was given")
+    given = {**ctx.obj, **{name: value for name, value in flags.items() if value not in (None, ())}}
+    if given.pop("replica", ()):
+        raise UsageError("--replica is not in this version")
+    from ksupervise.parent.supervise import supervise
+
+    raise SystemExit(supervise(given, list(command)))
+
+
+def _store_option(function: Any) -> Any:
+    return click.option("--store", metavar="DIR", help="Where runs live (default ./.ksupervise).")(function)
+
+
+def _directory(ctx: click.Context, name: str | None, store: str | None) -> Path:
+    from ksupervise import settings
+    from ksupervise.report.status import find
+
+    chosen = settings.load({"store": store or ctx.obj.get("store")})
+    return find(chosen.store.absolute(), name or ctx.obj.get("name") or chosen.name)
+
+
+@front.command()
+@click.argument("run", required=False)
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@_store_option
+@click.pass_context
+def status(ctx: click.Context, run: str | None, store: str | None, as_json: bool) -> None:
+    """Where a run stands (default: the latest one)."""
+    from ksupervise.report import status as report
+
+    standing = report.read(_directory(ctx, run, store))
+    click.echo(json.dumps(report.as_json(standing)) if as_json else report.as_text(standing))
+
+
+@front.command()
+@click.argument("run", required=False)
+@click.option("--attempt", type=click.IntRange(1), metavar="N", help="Of attempt N (default: the latest).")
+@click.option("--events", is_flag=True, help="The journal of events instead.")
+@_store_option
+@click.pass_context
+def logs(ctx: click.Context, run: str | None, store: str | None, attempt: int | None, events: bool) -> None:
+    """What the script printed."""
+    from ksupervise.report.logs import write_log
+
+    write_log(_directory(ctx, run, store), attempt, events=events)
+
+
+@front.command()
+@click.argument("run", required=False)
+@_store_option
+@click.pass_context
+def stop(ctx: click.Context, run: str | None, store: str | None) -> None:
+    """Save, then stop a run for good (exit 130; the same command goes on from a terminal)."""
+    from ksupervise.parent.stop import stop as stop_run
+
+    click.echo(stop_run(_directory(ctx, run, store)))
+
+
+@front.command()
+@click.argument("run", required=False)
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@_store_option
+@click.pass_context
+def checkpoints(ctx: click.Context, run: str | None, store: str | None, as_json: bool) -> None:
+    """List the checkpoints of a run, newest first."""
+    from ksupervise.report import checkpoints as report
+
+    entries = report.as_json(report.open_store(_directory(ctx, run, store)))
+    click.echo(json.dumps(entries) if as_json else report.as_text(entries))
+
+
+@front.command()
+@click.argument("run", required=False)
+@_store_option
+@click.pass_context
+def verify(ctx: click.Context, run: str | None, store: str | None) -> None:
+    """Read every byte of every checkpoint; exit 1 if one is damaged."""
+    from ksupervise.report import checkpoints as report
+
+    findings = report.verify(report.open_store(_directory(ctx, run, store)))
+    for finding in findings:
+        click.echo(f"{'damaged' if finding.reason else 'whole  '}  {finding.path}  {finding.reason}".rstrip())
+    damaged = sum(1 for finding in findings if finding.reason)
+    click.echo(f"{len(findings) - damaged} whole, {damaged} damaged")
+    if damaged:
+        click.echo("the next start goes on from the newest whole one and sets the others aside", err=True)
+        raise SystemExit(1)
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """The program. Never returns: every way out is an exit code."""
+    try:
+        front.main(args=argv, prog_name="ksupervise", standalone_mode=False)
+    except KsuperviseError as error:
+        _complain(str(error))
+        sys.exit(error.exit_code)
+    except click.UsageError as error:
+        _complain(f"{error.format_message()} (see ksupervise --help)")
+        sys.exit(2)
+    except click.Abort:
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        _die_of_sigpipe()
+    sys.exit(0)
+
+
+def _complain(text: str) -> None:
+    click.echo(f"ksupervise: {text}", err=True)
+
+
+def _die_of_sigpipe() -> NoReturn:
+    """As any Unix tool whose reader went away: quietly, by the signal."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered must not complain at exit
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGPIPE)
+    sys.exit(128 + signal.SIGPIPE)

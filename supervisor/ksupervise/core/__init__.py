@@ -1,0 +1,1 @@
+"""What is decided, and nothing else: no os, no time, no threads. See `decide.py`."""

@@ -1,0 +1,84 @@
+"""Where a fit goes on: chosen from the positions of the valid checkpoints. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Generic, Protocol, TypeVar
+
+
+class Known(Protocol):
+    """What is known of one checkpoint."""
+
+    @property
+    def seq(self) -> int:
+        """Its number in the run."""
+
+    @property
+    def fit(self) -> int:
+        """Ordinal of the fit it was made in."""
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done when it was made."""
+
+    @property
+    def kind(self) -> str:
+        """ "batch", "epoch" or "final"."""
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that the fit had been asked for."""
+
+    @property
+    def stopped(self) -> bool:
+        """The script's callbacks had ended the fit early."""
+
+
+class Mode(Enum):
+    """What a fit does first."""
+
+    FRESH = "fresh"  # nothing is known of it: train from the start
+    RESUME = "resume"  # put a checkpoint back and go on
+    SKIP = "skip"  # it was complete: put its final state back and return
+
+
+K = TypeVar("K", bound=Known)
+
+
+@dataclass(frozen=True)
+class Plan(Generic[K]):
+    """The mode, and the checkpoint it needs. `refusal` says why neither would be right."""
+
+    mode: Mode
+    checkpoint: K | None = None
+    refusal: str = ""
+
+
+def plan(fit: int, epochs: int, known: Sequence[K]) -> Plan[K]:
+    """How fit number `fit`, asked for `epochs` epochs, begins. `known` is newest first.
+
+    A checkpoint older than the newest of an earlier fit is of no use: that fit was trained further
+    since, so everything after it has to be trained again.
+    """
+    since = max((checkpoint.seq for checkpoint in known if checkpoint.fit < fit), default=0)
+    mine = [checkpoint for checkpoint in known if checkpoint.fit == fit and checkpoint.seq > since]
+    if not mine:
+        return Plan(Mode.FRESH)
+    final = next((checkpoint for checkpoint in mine if checkpoint.kind == "final"), None)
+    if final is None:
+        return _within(epochs, mine[0], Mode.RESUME)
+    if final.epochs == epochs or (final.stopped and epochs > final.epoch):
+        return Plan(Mode.SKIP, final)
+    # The script asks for more than was trained. The final state may hold averaged or best weights,
+    # so training goes on from the last epoch's own end.
+    last = next((checkpoint for checkpoint in mine if checkpoint.kind == "epoch"), final)
+    return _within(epochs, last, Mode.RESUME)
+
+
+def _within(epochs: int, checkpoint: K, mode: Mode) -> Plan[K]:
+    trained = checkpoint.epoch + (1 if checkpoint.kind == "batch" else 0)
+    if trained > epochs:
+        return Plan(mode, None, f"it has trained {trained} epochs, the script now asks for {epochs}")
+    return Plan(mode, checkpoint)

@@ -1,0 +1,57 @@
+"""The append-only record of events: one JSON object a line, in `RUN/journal.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """Appends records. A disk that is full loses records, never the run: see `failed`."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path` for appending; a line torn by an earlier death is closed. Raises OSError."""
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self.failed: OSError | None = None
+        size = os.fstat(self._fd).st_size
+        if size and os.pread(self._fd, 1, size - 1) != b"\n":
+            os.write(self._fd, b"\n")
+
+    def write(self, event: str, **fields: Any) -> dict[str, Any]:
+        """Append one record and return it. "at" is wall time, "mono" CLOCK_MONOTONIC, both in s."""
+        record = {"event": event, "at": round(time.time(), 3), "mono": round(time.monotonic(), 4), **fields}
+        try:
+            os.write(self._fd, json.dumps(record, separators=(",", ":")).encode() + b"\n")
+        except OSError as error:
+            self.failed = self.failed or error
+        return record
+
+    def sync(self) -> None:
+        """Make what was written durable; called at the ends of attempts and runs."""
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            self.failed = self.failed or error
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """All whole records, oldest first; torn or foreign lines are passed over. No file: none."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "event" in record:
+            yield record

@@ -1,0 +1,399 @@
+"""The loop: wait for an event → `decide` → perform the actions. It obeys, it never thinks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ksupervise.core.actions import (
+    Action,
+    Cause,
+    ClearTimer,
+    EndAttempt,
+    Finish,
+    Launch,
+    RaiseDrain,
+    Relaunch,
+    RequestStage,
+    SetTimer,
+    Settle,
+    Signal,
+    Target,
+)
+from ksupervise.core.decide import Phase, State, decide
+from ksupervise.core.events import (
+    ChildExited,
+    Event,
+    Settled,
+    Spawned,
+    SpawnFailed,
+    Stalled,
+    Start,
+    StopAsked,
+    StopKind,
+    Timer,
+    TimerFired,
+)
+from ksupervise.core.policy import Policy
+from ksupervise.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND
+from ksupervise.parent import process
+from ksupervise.parent.backoff import delay
+from ksupervise.parent.console import Console
+from ksupervise.parent.journal import Journal
+from ksupervise.parent.launch import Attempt, child_environment, launch
+from ksupervise.parent.link import Connection, Listener
+from ksupervise.parent.owned import OwnedRun
+from ksupervise.parent.persist import Persister
+from ksupervise.parent.signals import STOPS, SignalPipe
+from ksupervise.parent.stage import Stage
+from ksupervise.parent.trainer import Desk, Dialogue
+from ksupervise.parent.voice import Voice
+from ksupervise.settings import Settings
+from ksupervise.wire import Control
+
+_TICK = 1.0  # seconds between looks at what nobody announces: a stall, a notice file
+_SWEEP = 10.0  # seconds that a killed group may take to go
+_OUTPUT_WAIT = 1.0  # seconds that the last output of a dead child may take to be read
+
+
+class Supervisor:
+    """One parent over one run, from launch to verdict."""
+
+    def __init__(
+        self, owned: OwnedRun, command: Sequence[str], settings: Settings, console: Console, voice: Voice
+    ) -> None:
+        self._owned = owned
+        self._command = command
+        self._settings = settings
+        self._console = console
+        self._voice = voice
+        policy = Policy(max_failures=settings.max_failures, grace=settings.grace)
+        self._state = State(policy=policy, history=owned.history)
+        self._journal = Journal(Path(owned.layout.journal))
+        self._events: deque[Event] = deque()
+        self._calls: deque[Callable[[], None]] = deque()
+        self._timers: dict[Timer, float] = {}
+        self._selector = selectors.DefaultSelector()
+        self._attempt: Attempt | None = None
+        self._verdict: Finish | None = None
+        self._told_plain = False
+        self._open()
+
+    def _open(self) -> None:
+        owned = self._owned
+        self._wake, self._waker = os.pipe()
+        os.set_blocking(self._wake, False)
+        os.set_blocking(self._waker, False)
+        self._signals = SignalPipe()
+        self._listener = Listener(Path(owned.layout.tmp))
+        owned.lock.announce(self._listener.address)
+        self._stage = Stage(Path(owned.layout.tmp))
+        self._persister = Persister(self._call_soon)
+        self._desk = Desk(
+            run_id=owned.record.id,
+            run_dir=str(owned.layout.root),
+            holder=owned.holder,
+            keep=self._settings.keep,
+            grace=self._settings.grace,
+            store=owned.store,
+            stage=self._stage,
+            lock_fd=owned.lock.fileno(),
+            persister=self._persister,
+            journal=self._journal,
+            voice=self._voice,
+            post=self._events.append,
+        )
+        self._environment = child_environment(
+            os.environ,
+            name=owned.record.name,
+            run_dir=str(owned.layout.root),
+            boot=owned.layout.boot_zip,
+            address=self._listener.address,
+            seed=self._settings.seed,
+        )
+        self._watch(self._wake, self._drain_wakeups)
+        self._watch(self._signals.fileno(), self._on_signals)
+        self._watch(self._listener.sock.fileno(), self._on_connection)
+
+    # The loop
+
+    def run(self) -> Finish:
+        """Supervise until the verdict, and return it."""
+        process.become_subreaper()
+        try:
+            self._post(Start())
+            while self._state.phase is not Phase.DONE:
+                self._turn()
+            assert self._verdict is not None
+            return self._verdict
+        finally:
+            self._close()
+
+    def _turn(self) -> None:
+        for key, _ in self._selector.select(self._patience()):
+            key.data()
+        while self._calls:
+            self._calls.popleft()()
+        self._look_around()
+        now = time.monotonic()
+        for timer in [timer for timer, due in self._timers.items() if due <= now]:
+            del self._timers[timer]
+            self._events.append(TimerFired(timer))
+        self._handle_events()
+
+    def _patience(self) -> float:
+        due = min(self._timers.values(), default=float("inf"))
+        return max(0.0, min(_TICK, due - time.monotonic()))
+
+    def _post(self, event: Event) -> None:
+        self._events.append(event)
+        self._handle_events()
+
+    def _handle_events(self) -> None:
+        while self._events:
+            self._state, actions = decide(self._state, self._events.popleft())
+            for action in actions:
+                self._perform(action)
+
+    def _perform(self, action: Action) -> None:
+        getattr(self, f"_do_{type(action).__name__.lower()}")(action)
+
+    def _call_soon(self, call: Callable[[], None]) -> None:
+        """Called on other threads: `call` runs on the loop's."""
+        self._calls.append(call)
+        with contextlib.suppress(BlockingIOError):  # a full pipe wakes the loop just as well
+            os.write(self._waker, b".")
+
+    def _drain_wakeups(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake, 65536)
+
+    def _watch(self, fd: int, callback: Callable[[], None]) -> None:
+        self._selector.register(fd, selectors.EVENT_READ, callback)
+
+    def _unwatch(self, fd: int) -> None:
+        if fd in self._selector.get_map():
+            self._selector.unregister(fd)
+
+    # What happens
+
+    def _on_signals(self) -> None:
+        for number in self._signals.read():
+            kind = STOPS.get(signal.Signals(number))
+            if kind is not None:
+                self._journal.write("stop_asked", kind=kind.name.lower())
+                self._events.append(StopAsked(kind))
+        self._on_death()  # SIGCHLD, where there is no pidfd
+
+    def _on_connection(self) -> None:
+        while (connection := self._listener.accept()) is not None:
+            self._watch(connection.sock.fileno(), lambda peer=connection: self._on_message(peer))  # type: ignore[misc]
+
+    def _on_message(self, connection: Connection) -> None:
+        if self._attempt is not None:
+            self._attempt.dialogue.receive(connection)
+        elif any(message.get("op") == "stop" for message in connection.receive()):
+            connection.send({"op": "stopping"})
+            self._events.append(StopAsked(StopKind.COMMAND))
+        if not connection.open:
+            self._unwatch(connection.sock.fileno())
+            connection.close()
+
+    def _on_output(self, attempt: Attempt, fd: int, stream: int) -> None:
+        data = os.read(fd, 65536)
+        if data:
+            self._console.write(stream, data)
+            attempt.log.write(data)
+        else:
+            self._unwatch(fd)
+            attempt.open_outputs.discard(fd)
+
+    def _on_death(self) -> None:
+        attempt = self._attempt
+        if attempt is not None and attempt.child.pidfd is not None and attempt.child.gone():
+            self._unwatch(attempt.child.pidfd)
+            os.close(attempt.child.pidfd)
+            attempt.child.pidfd = None
+            self._events.append(ChildExited())
+        elif attempt is not None and not hasattr(os, "pidfd_open") and not attempt.ended and attempt.child.gone():
+            attempt.ended = True
+            self._events.append(ChildExited())
+
+    def _look_around(self) -> None:
+        """What nobody announces: a stall, a notice file, the deadline."""
+        settings, now = self._settings, time.monotonic()
+        if self._state.stop is not None:
+            return
+        if settings.deadline is not None and now >= settings.deadline - settings.grace:
+            self._events.append(StopAsked(StopKind.DEADLINE, max(0.0, settings.deadline - now)))
+        elif settings.notice_file is not None and settings.notice_file.exists():
+            self._events.append(StopAsked(StopKind.NOTICE))
+        elif settings.stall is not None and self._attempt is not None and self._state.phase is Phase.RUNNING:
+            idle = now - self._attempt.control["beat"]
+            if self._attempt.control["executed"] > 1 and self._state.in_fit and idle > settings.stall:
+                self._events.append(Stalled(idle))
+
+    # What is done about it
+
+    def _do_launch(self, action: Launch) -> None:
+        settings, owned = self._settings, self._owned
+        began = time.monotonic()
+        parameters = {"interval": settings.every, "overhead": settings.overhead}
+        try:
+            attempt = launch(
+                action.attempt,
+                self._command,
+                self._environment,
+                owned.layout,
+                owned.lock.fileno(),
+                lambda number, live: Dialogue(self._desk, number, live),
+                began,
+                parameters,
+            )
+        except OSError as error:
+            self._journal.write("launched", attempt=action.attempt, error=str(error))
+            code = EXIT_NOT_FOUND if isinstance(error, FileNotFoundError) else EXIT_NOT_EXECUTABLE
+            self._events.append(SpawnFailed(code, f"{self._command[0]} cannot be run: {error.strerror}"))
+            return
+        self._attempt = attempt
+        self._journal.write("launched", attempt=action.attempt, pid=attempt.child.pid)
+        if attempt.child.pidfd is not None:
+            self._watch(attempt.child.pidfd, self._on_death)
+        for stream, fd in enumerate(attempt.child.outputs):
+            self._watch(fd, lambda a=attempt, f=fd, s=stream: self._on_output(a, f, s))  # type: ignore[misc]
+        self._events.append(Spawned())
+
+    def _do_requeststage(self, action: RequestStage) -> None:
+        if self._attempt is not None:
+            self._attempt.control["drain"] = Control.STAGE
+
+    def _do_raisedrain(self, action: RaiseDrain) -> None:
+        if self._attempt is not None:
+            self._attempt.control["deadline"] = time.monotonic() + action.grace
+            self._attempt.control["drain"] = Control.LEAVE
+
+    def _do_signal(self, action: Signal) -> None:
+        attempt = self._attempt
+        if attempt is None:
+            return
+        number = getattr(signal, f"SIG{action.name}")
+        group = action.target is Target.GROUP
+        attempt.child.send(number, group=group, pid=attempt.dialogue.trainer_pid or None)
+        if action.name != "KILL":  # a stopped process takes its signal only once it is continued
+            attempt.child.send(signal.SIGCONT, pid=attempt.dialogue.trainer_pid or None)
+
+    def _do_settimer(self, action: SetTimer) -> None:
+        self._timers[action.timer] = time.monotonic() + action.seconds
+
+    def _do_cleartimer(self, action: ClearTimer) -> None:
+        self._timers.pop(action.timer, None)
+
+    def _do_settle(self, action: Settle) -> None:
+        """Sweep; read what the dead still said; commit what they staged; then answer `Settled`."""
+        attempt = self._attempt
+        assert attempt is not None
+        attempt.survivors = attempt.child.sweep(_SWEEP)
+        self._read_last_output(attempt)
+        self._read_last_messages()
+        attempt.dialogue.commit_leftovers()
+        self._persister.submit(self._newest, lambda found, error: self._settled(attempt, found))
+
+    def _newest(self) -> tuple[int, int] | None:
+        newest = self._owned.store.newest()
+        return None if newest is None else (newest.manifest.seq, newest.manifest.position.step)
+
+    def _settled(self, attempt: Attempt, checkpoint: tuple[int, int] | None) -> None:
+        self._events.append(Settled(attempt.evidence(checkpoint)))
+
+    def _read_last_output(self, attempt: Attempt) -> None:
+        end = time.monotonic() + _OUTPUT_WAIT
+        while attempt.open_outputs and time.monotonic() < end:
+            for key, _ in self._selector.select(0.05):
+                if key.fd in attempt.open_outputs:
+                    key.data()
+        for fd in attempt.child.outputs:
+            self._unwatch(fd)
+
+    def _read_last_messages(self) -> None:
+        """Everything that is waiting on a socket now was said before the death."""
+        self._on_connection()
+        for key in list(self._selector.get_map().values()):
+            if key.fd not in (self._wake, self._signals.fileno(), self._listener.sock.fileno()):
+                key.data()
+
+    def _do_endattempt(self, action: EndAttempt) -> None:
+        attempt = self._attempt
+        number = self._state.history.attempt
+        fields = {"cause": action.cause.name.lower(), "detail": action.detail}
+        if attempt is None:
+            self._journal.write("attempt_ended", attempt=number, **fields)
+            return
+        control = attempt.control
+        trained = control.integer("executed") > 0
+        self._journal.write(
+            "attempt_ended",
+            attempt=number,
+            **fields,
+            exit=attempt.child.exit_code,
+            signal=attempt.child.signal,
+            first_step=control.integer("first_step") if trained else None,
+            last_step=control.integer("step") if trained else None,
+            executed=control.integer("executed"),
+        )
+        self._journal.sync()
+        if action.cause is not Cause.USER_ERROR:
+            self._tell_if_plain(attempt)
+
+    def _tell_if_plain(self, attempt: Attempt) -> None:
+        if self._told_plain or attempt.facts.keras:
+            return
+        self._told_plain = True
+        if attempt.facts.hooked:
+            note = "no Keras was imported: supervised as a plain restarter, nothing is checkpointed"
+        else:
+            note = (
+                "our hook did not arrive in the child (not Python, or an interpreter started with -I, -E or -S, or "
+                "with another environment): supervised as a plain restarter, nothing is checkpointed"
+            )
+        self._voice.say(note)
+
+    def _do_relaunch(self, action: Relaunch) -> None:
+        attempt = self._attempt
+        assert attempt is not None
+        wait = delay(action.failures)
+        self._voice.say(self._owned.restart_line(wait, attempt.log_path), urgent=True)
+        self._journal.write("relaunch", attempt=attempt.number + 1, delay=round(wait, 3))
+        self._forget_attempt()
+        self._timers[Timer.BACKOFF] = time.monotonic() + wait
+
+    def _do_finish(self, action: Finish) -> None:
+        self._verdict = action
+        self._journal.write("verdict", state=action.state.value, exit=action.exit_code, detail=action.detail)
+        self._journal.sync()
+
+    def _forget_attempt(self) -> None:
+        if self._attempt is not None:
+            for fd in (*self._attempt.child.outputs, self._attempt.child.pidfd):
+                if fd is not None:
+                    self._unwatch(fd)
+            self._attempt.close()
+            self._attempt = None
+
+    def _close(self) -> None:
+        if self._attempt is not None:
+            self._attempt.child.sweep(_SWEEP)
+        self._forget_attempt()
+        self._persister.close(self._settings.grace)
+        self._stage.close()
+        self._listener.close()
+        self._signals.close()
+        self._journal.close()
+        self._selector.close()
+        os.close(self._wake)
+        os.close(self._waker)

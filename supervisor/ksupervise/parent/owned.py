@@ -1,0 +1,261 @@
+"""A run that this parent owns: its directory, lock, record and store, opened in the right order."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ksupervise import __version__
+from ksupervise.core.actions import Finish, RunState
+from ksupervise.core.admission import Admission, Verb, admit
+from ksupervise.core.ledger import Account, account
+from ksupervise.core.policy import History
+from ksupervise.errors import RunBusy, RunDamaged, RunNotFound
+from ksupervise.parent import boot, journal, run
+from ksupervise.parent.launch import LIVE
+from ksupervise.parent.run import RunRecord
+from ksupervise.parent.stage import live_page
+from ksupervise.settings import Settings
+from ksupervise.store import CheckpointStore, RunLayout, RunLock, owner_is_alive, read_owner
+from ksupervise.wire import ENV_RUN_DIR
+
+ARCHIVE = ".archive"
+_LEAVING = 15.0  # seconds beyond the grace that a lost parent's child may take to save and leave
+
+
+@dataclass
+class OwnedRun:
+    """What the parent works with. `history` is where the judgement goes on."""
+
+    layout: RunLayout
+    lock: RunLock
+    record: RunRecord
+    store: CheckpointStore
+    history: History
+    holder: str
+
+    def account(self) -> Account:
+        """The accounts as of now."""
+        return account(journal.read(Path(self.layout.journal)), time.time())
+
+    def restart_line(self, wait: float, log: str) -> str:
+        """Why the last attempt ended and how it goes on, in one line."""
+        accounts = self.account()
+        last = accounts.attempts[-1]
+        reached = "before any step" if last.last_step is None else f"at step {last.last_step}"
+        if accounts.checkpoint is None:
+            resume = "starting over (no checkpoint yet)"
+        else:
+            resume = f"resuming from step {accounts.checkpoint['step']} (lost work: {last.lost_steps} steps)"
+        when = "now" if wait < 0.05 else f"in {wait:.1f} s"
+        ended = f"attempt {last.number} ended {reached}: {last.detail}"
+        return f"{ended}; {resume}, attempt {last.number + 1} {when}; log: {log}"
+
+    def conclude(self, verdict: Finish) -> None:
+        """Write the verdict and let the run go."""
+        ended = replace(self.record, state=verdict.state.value, exit_code=verdict.exit_code, detail=verdict.detail)
+        try:
+            run.save(Path(self.layout.run_json), ended)
+        finally:
+            self.lock.release()
+
+
+def run_directory(settings: Settings, command: Sequence[str], script: str) -> Path:
+    """STORE/NAME for this call."""
+    index = os.environ.get("SLURM_ARRAY_TASK_ID", "")
+    name = settings.name or run.default_name(command, script, index)
+    return settings.store.absolute() / name
+
+
+def take(
+    settings: Settings, command: Sequence[str], *, interactive: bool, say: Callable[[str], None]
+) -> OwnedRun | Admission:
+    """Own the run that this call means, or say why there is nothing to do.
+
+    Raises RunBusy, RunDamaged, StoreUnwritable, StoreFull.
+    """
+    script = run.find_script(command)
+    directory = run_directory(settings, command, script)
+    layout = RunLayout(directory)
+    layout.create()
+    lock = _acquire(layout, settings.grace, say)
+    try:
+        if settings.fresh:
+            lock = _archive(layout, lock, say)
+        return _admit(settings, command, script, layout, lock, interactive, say)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _admit(
+    settings: Settings,
+    command: Sequence[str],
+    script: str,
+    layout: RunLayout,
+    lock: RunLock,
+    interactive: bool,
+    say: Callable[[str], None],
+) -> OwnedRun | Admission:
+    path = Path(layout.run_json)
+    record = _recorded(path, layout)
+    if record is None:
+        record = run.new(Path(layout.root).name, command, script)
+        _name_siblings(layout, record, say)
+        admission = admit(None, None, changed=False, interactive=interactive, retry=settings.retry)
+    else:
+        changed = run.digest(script) != record.script_digest
+        state = RunState(record.state)
+        admission = admit(state, record.exit_code, changed=changed, interactive=interactive, retry=settings.retry)
+        if changed:
+            say(f"{script or 'the script'} changed since the last attempt of run {record.name}")
+    if admission.verb in (Verb.DONE, Verb.DECLINE):
+        lock.release()
+        return admission
+    if admission.line:
+        say(admission.line)
+    return _prepare(record, admission, command, script, layout, lock)
+
+
+def _recorded(path: Path, layout: RunLayout) -> RunRecord | None:
+    """The run's record, None for a directory that holds no run yet."""
+    try:
+        return run.load(path)
+    except RunNotFound:
+        if os.listdir(layout.checkpoints):
+            raise RunDamaged(
+                f"{path} is missing though {layout.checkpoints} holds checkpoints. Nothing was changed; put it "
+                "back, or begin anew with --fresh (the old run is archived) or under another --name"
+            ) from None
+        return None
+
+
+def _prepare(
+    record: RunRecord,
+    admission: Admission,
+    command: Sequence[str],
+    script: str,
+    layout: RunLayout,
+    lock: RunLock,
+) -> OwnedRun:
+    record = replace(
+        record,
+        state=RunState.RUNNING.value,
+        exit_code=None,
+        detail="",
+        command=tuple(command),
+        script=script,
+        script_digest=run.digest(script),
+    )
+    store = CheckpointStore(layout.root, record.id, __version__)
+    store.sweep()
+    newest = store.newest()
+    run.save(Path(layout.run_json), record)
+    boot.pack(Path(layout.boot_zip))
+    accounts = account(journal.read(Path(layout.journal)), time.time())
+    _enter_lost_attempt(layout, accounts)
+    history = History(
+        attempt=max([attempt.number for attempt in accounts.attempts], default=0),
+        stepped=any(attempt.executed for attempt in accounts.attempts) or newest is not None,
+        mark=newest.manifest.position.step if newest else None,
+    )
+    holder = f"{socket.gethostname()}:{os.getpid()}"
+    return OwnedRun(layout, lock, record, store, history, holder)
+
+
+def _enter_lost_attempt(layout: RunLayout, accounts: Account) -> None:
+    """Close the account of an attempt whose parent died: its control page tells how far it came."""
+    last = accounts.attempts[-1] if accounts.attempts else None
+    if last is None or last.ended is not None:
+        return
+    book = journal.Journal(Path(layout.journal))
+    steps: dict[str, int | None] = {}
+    try:
+        control = live_page(Path(layout.attempt(last.number)) / LIVE)
+        if control.integer("executed"):
+            steps = {
+                "first_step": control.integer("first_step"),
+                "last_step": control.integer("step"),
+                "executed": control.integer("executed"),
+            }
+        control.close()
+    except (OSError, ValueError):
+        pass  # the machine went down before the page was written: the journal knows what it knows
+    detail = "the parent was killed or the machine went away"
+    book.write("attempt_ended", attempt=last.number, cause="lost", detail=detail, **steps)
+    book.close()
+
+
+def _acquire(layout: RunLayout, grace: float, say: Callable[[str], None]) -> RunLock:
+    """The run's lock. A dead parent's child may still be saving: it is awaited, then ended.
+
+    Raises RunBusy if a living parent holds it.
+    """
+    lock = RunLock(layout.lock)
+    end = time.monotonic() + grace + _LEAVING
+    told = False
+    while not lock.acquire():
+        owner = read_owner(layout.lock)
+        if owner is not None and owner_is_alive(owner) is not False:
+            where = f"process {owner.pid} on {owner.host}"
+            raise RunBusy(f"run {Path(layout.root).name} is being supervised by {where}; nothing was done")
+        if not told:
+            say("the parent of this run is gone; waiting for its child to save and leave")
+            told = True
+        if time.monotonic() > end:
+            end += _LEAVING
+            _kill_strays(str(layout.root))
+        time.sleep(0.05)
+    return lock
+
+
+def _kill_strays(run_dir: str) -> None:
+    """SIGKILL this user's processes that carry the run's mark: a dead attempt's leftovers."""
+    import psutil
+
+    for candidate in psutil.process_iter():
+        try:
+            if candidate.pid != os.getpid() and candidate.environ().get(ENV_RUN_DIR) == run_dir:
+                candidate.kill()
+        except (psutil.Error, OSError):
+            continue
+
+
+def _archive(layout: RunLayout, lock: RunLock, say: Callable[[str], None]) -> RunLock:
+    """Move the run's directory away and make an empty one. Returns the new directory's lock."""
+    root = Path(layout.root)
+    if not any(Path(path).exists() for path in (layout.run_json, layout.journal)):
+        return lock
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime())
+    target = root.parent / ARCHIVE / f"{root.name}-{stamp}"
+    number = 1
+    while target.exists():
+        number += 1
+        target = target.with_name(f"{root.name}-{stamp}-{number}")
+    target.parent.mkdir(mode=0o700, exist_ok=True)
+    root.rename(target)
+    lock.release()
+    say(f"the old run was archived: {target}")
+    layout.create()
+    return _acquire(layout, 0.0, say)
+
+
+def _name_siblings(layout: RunLayout, record: RunRecord, say: Callable[[str], None]) -> None:
+    """A new run of a script that has others: name them, in case one of those was meant."""
+    if not record.script:
+        return
+    store = Path(layout.root).parent
+    names = []
+    for path in sorted(store.glob("*/run.json")):
+        try:
+            other = run.load(path)
+        except (RunDamaged, RunNotFound):
+            continue
+        if other.script == record.script and other.name != record.name:
+            names.append(f"{other.name} ({other.state})")
+    if names:
+        say(f"this is a new run, {record.name}; other runs of this script: {', '.join(names[:5])}")

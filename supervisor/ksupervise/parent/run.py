@@ -1,0 +1,137 @@
+"""`run.json`: what a run is, and its verdict. Written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from ksupervise.core.actions import RunState
+from ksupervise.errors import RunDamaged, RunNotFound
+from ksupervise.store import replace_file
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Identity and standing of a run.
+
+    Attributes:
+        id: uuid; checkpoints carry it, so another run's are never taken for ours.
+        script: absolute path of the script, "" where the command names none.
+        script_digest: sha256 of its text when the latest attempt began.
+        state: a `RunState` value; "running" while no verdict was reached.
+        exit_code: the verdict's, None before one.
+        seed: the run's own recorded seed.
+    """
+
+    id: str
+    name: str
+    command: tuple[str, ...]
+    script: str
+    script_digest: str
+    created: float
+    seed: int
+    state: str = RunState.RUNNING.value
+    exit_code: int | None = None
+    detail: str = ""
+    format: int = FORMAT
+
+
+def new(name: str, command: Sequence[str], script: str) -> RunRecord:
+    """The record of a run that begins now."""
+    seed = int.from_bytes(os.urandom(4), "little")
+    return RunRecord(str(uuid.uuid4()), name, tuple(command), script, digest(script), time.time(), seed)
+
+
+def load(path: Path) -> RunRecord:
+    """Read a record. Raises RunNotFound if there is none, RunDamaged if it is not one."""
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise RunNotFound(f"there is no run at {path.parent}") from None
+    except (OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from None
+    if not isinstance(values, dict):
+        raise _damaged(path, "it is not a JSON object")
+    if isinstance(values.get("format"), int) and values["format"] > FORMAT:
+        raise _damaged(path, f"format {values['format']} was written by a newer ksupervise")
+    return _parse(path, values)
+
+
+def _parse(path: Path, values: dict[str, object]) -> RunRecord:
+    known = {field.name for field in fields(RunRecord)}
+    try:
+        record = RunRecord(**{key: value for key, value in values.items() if key in known})  # type: ignore[arg-type]
+        uuid.UUID(record.id)
+        RunState(record.state)
+        return replace(record, command=tuple(record.command))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, str(error)) from None
+
+
+def _damaged(path: Path, reason: str) -> RunDamaged:
+    return RunDamaged(
+        f"{path} cannot be used ({reason}). Nothing was changed; put the file back, or "
+        "begin anew with --fresh (the old run is archived) or under another --name"
+    )
+
+
+def save(path: Path, record: RunRecord) -> None:
+    """Write `record`. Raises StoreUnwritable, StoreFull."""
+    replace_file(path, json.dumps(asdict(record), indent=1).encode() + b"\n")
+
+
+def digest(script: str) -> str:
+    """sha256 of the script's text, "" if there is none to read."""
+    try:
+        return hashlib.sha256(Path(script).read_bytes()).hexdigest() if script else ""
+    except OSError:
+        return ""
+
+
+def find_script(command: Sequence[str]) -> str:
+    """Absolute path of the script that `command` runs, "" if none can be told.
+
+    It is the first argument that is an existing file, after `python`, `uv run`, `bash` … and their options; the
+    program itself when it is a text file (`./train.py`).
+    """
+    for word in command[1:]:
+        if word == "-c":
+            return ""
+        if not word.startswith("-") and os.path.isfile(word):
+            return os.path.abspath(word)
+    return os.path.abspath(command[0]) if os.path.isfile(command[0]) and _is_text(command[0]) else ""
+
+
+def _is_text(path: str) -> bool:
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(2) == b"#!"
+    except OSError:
+        return False
+
+
+def default_name(command: Sequence[str], script: str, array_index: str = "") -> str:
+    """The script's stem and a short hash of its arguments; not of interpreter, path or directory.
+
+    `array_index` is Slurm's: every task of an array is a run of its own.
+    """
+    stem = Path(script or command[0]).stem or "run"
+    arguments = _arguments(command, script)
+    short = hashlib.sha256("\0".join(arguments).encode(errors="surrogateescape")).hexdigest()[:6]
+    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem).lstrip(".") or "run"
+    return f"{safe}-{short}" + (f"-{array_index}" if array_index else "")
+
+
+def _arguments(command: Sequence[str], script: str) -> Sequence[str]:
+    for index, word in enumerate(command):
+        if script and os.path.abspath(word) == script:
+            return command[index + 1 :]
+    return command[1:]

@@ -1,0 +1,81 @@
+"""`ksupervise COMMAND`, from settings to exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ksupervise import settings as reading
+from ksupervise.core.actions import Finish, RunState
+from ksupervise.core.admission import Admission
+from ksupervise.errors import RunBusy, UsageError
+from ksupervise.parent import process
+from ksupervise.parent.console import Console
+from ksupervise.parent.loop import Supervisor
+from ksupervise.parent.owned import OwnedRun, take
+from ksupervise.parent.voice import Voice
+
+# Set to a number above 0 in every process of a group but the first.
+_RANKS = ("SLURM_PROCID", "RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+
+
+def supervise(flags: Mapping[str, Any], command: Sequence[str]) -> int:
+    """Supervise `command` to its verdict and return the exit code. Raises KsuperviseError."""
+    settings = reading.load(flags)
+    _refuse_ranks(os.environ)
+    process.resolve(command)
+    console = Console()
+    voice = Voice(console, quiet=settings.quiet, json_log=settings.json_log)
+    try:
+        owned = take(settings, command, interactive=_interactive(), say=voice.say)
+        if isinstance(owned, Admission):
+            voice.say(owned.line)
+            return owned.exit_code
+        return _to_verdict(owned, command, settings, console, voice)
+    except RunBusy as busy:
+        if _interactive():
+            raise
+        return busy.exit_code  # a cron line that finds its run at work says nothing
+    finally:
+        console.close()
+
+
+def _to_verdict(
+    owned: OwnedRun, command: Sequence[str], settings: reading.Settings, console: Console, voice: Voice
+) -> int:
+    verdict = Supervisor(owned, command, settings, console, voice).run()
+    line = _last_line(owned, verdict)
+    owned.conclude(verdict)
+    voice.say(line, urgent=verdict.state is not RunState.COMPLETED)
+    return verdict.exit_code
+
+
+def _last_line(owned: OwnedRun, verdict: Finish) -> str:
+    accounts = owned.account()
+    attempts = len(accounts.attempts)
+    line = f"run {owned.record.name} {verdict.state.value.replace('_', ' ')}"
+    if verdict.state is not RunState.COMPLETED:
+        line += f": {verdict.detail}"
+    line += f" ({attempts} attempt{'s' if attempts != 1 else ''}"
+    if accounts.steps_executed:
+        line += f", {accounts.steps_executed} steps executed, {accounts.lost_steps} lost"
+    line += ")"
+    if verdict.state in (RunState.PREEMPTED, RunState.INTERRUPTED) and accounts.checkpoint:
+        line += f"; saved at step {accounts.checkpoint['step']}, the same command goes on"
+    return line
+
+
+def _interactive() -> bool:
+    """Somebody is there to want a failed run again."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def _refuse_ranks(environ: Mapping[str, str]) -> None:
+    for name in _RANKS:
+        if environ.get(name, "0") not in ("", "0"):
+            raise UsageError(
+                f"{name}={environ[name]}: this is one of several ranks, and training on several is not "
+                "supervised yet; start one ksupervise for one process"
+            )

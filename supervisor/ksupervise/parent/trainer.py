@@ -1,0 +1,277 @@
+"""The dialogue with the child: who is the trainer, what it goes on from, what it staged.
+
+Messages of the child ("op"):
+
+| op | says | answered by |
+|---|---|---|
+| `hello` | our hook arrived in an interpreter | |
+| `keras` | it imported Keras | |
+| `claim` | its first fit begins: may it be the trainer? | `claim`, with the control page, the slots and the lock |
+| `fit` | a fit begins, asked for so many epochs | `restore`: the mode and the slot that holds the state |
+| `restored` | the state is back, with this guarantee | |
+| `refused` | the state does not fit the model | |
+| `staged` | slot k holds stage n | `free`, when it is committed (or could not be) |
+| `leave` | it will leave once stage n is committed | `go` |
+| `note` | something to tell the user once | |
+| `exit` | its interpreter ends in good order | |
+| `stop` | `ksupervise stop` (from anywhere) | `stopping` |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ksupervise.core.events import (
+    Claimed,
+    Event,
+    FitBegan,
+    FitEnded,
+    Left,
+    Refused,
+    Released,
+    Staged,
+    StopAsked,
+    StopKind,
+)
+from ksupervise.core.resume import Mode
+from ksupervise.parent.journal import Journal
+from ksupervise.parent.link import Connection, Message
+from ksupervise.parent.persist import Persister, Restored, commit, restore
+from ksupervise.parent.stage import Stage
+from ksupervise.parent.voice import Voice
+from ksupervise.store import Checkpoint, CheckpointStore
+
+
+@dataclass
+class Facts:
+    """What the child told about one attempt."""
+
+    hooked: bool = False
+    keras: str = ""
+    exception: str = ""
+    orderly: bool = False
+    fit_open: bool = False
+    exits: dict[int, tuple[str, bool]] = field(default_factory=dict)  # pid → exception, was the trainer
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What the dialogue works with; the same for all attempts of a parent."""
+
+    run_id: str
+    run_dir: str
+    holder: str
+    keep: int
+    grace: float
+    store: CheckpointStore
+    stage: Stage
+    lock_fd: int
+    persister: Persister
+    journal: Journal
+    voice: Voice
+    post: Callable[[Event], None]
+
+
+class Dialogue:
+    """One attempt's conversation. Everything runs on the loop's thread."""
+
+    def __init__(self, desk: Desk, attempt: int, live_fd: int) -> None:
+        self._desk = desk
+        self._attempt = attempt
+        self._live_fd = live_fd
+        self._trainer: Connection | None = None
+        self._fits = 0
+        self._submitted = 0  # newest seq handed to the persister
+        self._settled: set[int] = set()  # seqs committed, or given up
+        self._leaving: int | None = None
+        self.trainer_pid = 0
+        self.facts = Facts()
+        self.checkpoint: Checkpoint | None = None
+
+    def receive(self, connection: Connection) -> None:
+        """Handle what `connection` sent, and its end."""
+        for message in connection.receive():
+            handler = _HANDLERS.get(str(message.get("op")))
+            if handler is not None:
+                handler(self, connection, message)
+        if not connection.open and connection is self._trainer:
+            self._trainer = None
+            self.trainer_pid = 0
+            self._desk.post(Released())
+
+    def commit_leftovers(self) -> None:
+        """Submit a stage that the child finished and could not announce any more."""
+        newest = self._desk.stage.newest()
+        if newest is not None and newest[1]["seq"] > self._submitted and newest[1].get("staged"):
+            self._submit(newest[0], newest[1])
+
+    # Who is who
+
+    def _hello(self, connection: Connection, message: Message) -> None:
+        if not self.facts.hooked:
+            self.facts.hooked = True
+            self._write("hooked", pid=message.get("pid"), python=message.get("python"))
+
+    def _keras(self, connection: Connection, message: Message) -> None:
+        self.facts.keras = str(message.get("version") or "unknown")
+
+    def _claim(self, connection: Connection, message: Message) -> None:
+        if self._trainer is not None and self._trainer.open:
+            connection.send({"op": "claim", "granted": False})
+            note = f"process {connection.pid} trains beside process {self.trainer_pid}; only the first is checkpointed"
+            self._desk.voice.once("second-trainer", note)
+            return
+        self._trainer = connection
+        self.trainer_pid = connection.pid or int(message.get("pid", 0))
+        desk = self._desk
+        grant = {
+            "op": "claim",
+            "granted": True,
+            "attempt": self._attempt,
+            "run": desk.run_id,
+            "run_dir": desk.run_dir,
+            "holder": desk.holder,
+            "grace": desk.grace,
+            "next_seq": max(desk.store.next_seq(), self._submitted + 1),
+        }
+        slots = [slot.fd for slot in desk.stage.slots]
+        connection.send(grant, [self._live_fd, *slots, desk.lock_fd])
+        self._write("claimed", pid=self.trainer_pid, keras=message.get("keras"), backend=message.get("backend"))
+        desk.post(Claimed())
+
+    def _exit(self, connection: Connection, message: Message) -> None:
+        pid = connection.pid or int(message.get("pid", 0))
+        exception = str(message.get("exception", ""))
+        self.facts.exits[pid] = (exception, bool(message.get("trainer")))
+
+    # Restoring
+
+    def _fit(self, connection: Connection, message: Message) -> None:
+        self._fits += 1
+        fit, epochs = self._fits, int(message.get("epochs", 1))
+        desk = self._desk
+        desk.persister.submit(
+            lambda: restore(desk.store, desk.stage, fit, epochs),
+            lambda found, error: self._answer_fit(connection, fit, found, error),
+        )
+
+    def _answer_fit(self, connection: Connection, fit: int, found: Restored | None, error: Exception | None) -> None:
+        if found is None:
+            self._refuse(connection, fit, f"the checkpoints cannot be read: {error}")
+            return
+        for path, reason in found.set_aside:
+            self._write("set_aside", path=path, reason=reason)
+            self._desk.voice.say(f"a damaged checkpoint was set aside: {path}: {reason}", urgent=True)
+        if found.plan.refusal:
+            self._refuse(connection, fit, f"fit {fit} cannot go on: {found.plan.refusal}")
+            return
+        mode = found.plan.mode
+        candidate = found.plan.checkpoint
+        seq = candidate.seq if candidate else None
+        self._write("fit_began", fit=fit, mode=mode.value, seq=seq)
+        if mode is not Mode.SKIP:
+            self.facts.fit_open = True
+            self._desk.post(FitBegan(fit))
+        connection.send({"op": "restore", "fit": fit, "mode": mode.value, "slot": found.slot, "seq": seq})
+
+    def _refuse(self, connection: Connection, fit: int, reason: str) -> None:
+        self._desk.post(Refused(reason + REMEDY))
+        connection.send({"op": "restore", "fit": fit, "mode": "refused"})
+
+    def _restored(self, connection: Connection, message: Message) -> None:
+        fields = ("fit", "epoch", "batch", "step", "seq", "mode", "guarantee")
+        record = self._write("resumed", **{name: message.get(name) for name in fields})
+        if record["mode"] == Mode.SKIP.value:
+            self._desk.post(FitEnded(int(record["fit"])))
+            self._desk.voice.say(f"fit {record['fit']} was complete: its final state is back")
+            return
+        where = f"epoch {record['epoch'] + 1}" + (f", batch {record['batch']}" if record["batch"] else "")
+        self._desk.voice.say(f"resumed fit {record['fit']} at {where} (step {record['step']}): {record['guarantee']}")
+
+    def _refused(self, connection: Connection, message: Message) -> None:
+        self._desk.post(Refused(str(message.get("why", "the checkpoint does not fit")) + REMEDY))
+
+    # Staging
+
+    def _staged(self, connection: Connection, message: Message) -> None:
+        index = int(message["slot"])
+        description = self._desk.stage.slots[index].read_description()
+        if description is None or description["seq"] != message["seq"]:
+            connection.send({"op": "free", "slot": index, "seq": message["seq"], "committed": False})
+            return
+        self._submit(index, description)
+        position = description["position"]
+        self._desk.post(Staged(position["step"]))
+        if position["kind"] == "final":
+            self.facts.fit_open = False
+            self._desk.post(FitEnded(position["fit"]))
+
+    def _submit(self, index: int, about: dict[str, Any]) -> None:
+        desk, slot = self._desk, self._desk.stage.slots[index]
+        self._submitted = about["seq"]
+        desk.persister.submit(
+            lambda: commit(desk.store, slot, about, holder=desk.holder, keep=desk.keep),
+            lambda checkpoint, error: self._committed(index, about, checkpoint, error),
+        )
+
+    def _committed(
+        self, index: int, about: dict[str, Any], checkpoint: Checkpoint | None, error: Exception | None
+    ) -> None:
+        seq = about["seq"]
+        self._settled.add(seq)
+        if checkpoint is not None:
+            self.checkpoint = checkpoint
+            self._write("committed", seq=seq, **about["position"], path=checkpoint.path)
+        else:
+            self._write("commit_failed", seq=seq, reason=str(error))
+            note = f"a checkpoint could not be written, training goes on: {error}"
+            self._desk.voice.once(f"commit-failed {type(error).__name__}", note, urgent=True)
+        if self._trainer is not None:
+            self._trainer.send({"op": "free", "slot": index, "seq": seq, "committed": checkpoint is not None})
+        self._let_go()
+
+    def _leave(self, connection: Connection, message: Message) -> None:
+        self._leaving = int(message.get("seq") or 0)
+        self._desk.post(Left(str(message.get("reason", "drained"))))
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """The child may leave as soon as what it staged last is committed, or cannot be."""
+        held = self._leaving is not None and (self._leaving in self._settled or not self._leaving)
+        if held and self._trainer is not None:
+            self._trainer.send({"op": "go"})
+
+    # The rest
+
+    def _note(self, connection: Connection, message: Message) -> None:
+        text = str(message.get("text", ""))
+        self._write("note", text=text)
+        self._desk.voice.once(text, text)
+
+    def _stop(self, connection: Connection, message: Message) -> None:
+        connection.send({"op": "stopping"})
+        self._desk.post(StopAsked(StopKind.COMMAND))
+
+    def _write(self, event: str, **fields: Any) -> dict[str, Any]:
+        record = self._desk.journal.write(event, attempt=self._attempt, **fields)
+        self._desk.voice.record(record)
+        return record
+
+
+REMEDY = ". Nothing was loaded or lost: put the script back as it was, or use --fresh or another --name"
+
+_HANDLERS: dict[str, Callable[[Dialogue, Connection, Message], None]] = {
+    "hello": Dialogue._hello,
+    "keras": Dialogue._keras,
+    "claim": Dialogue._claim,
+    "exit": Dialogue._exit,
+    "fit": Dialogue._fit,
+    "restored": Dialogue._restored,
+    "refused": Dialogue._refused,
+    "staged": Dialogue._staged,
+    "leave": Dialogue._leave,
+    "note": Dialogue._note,
+    "stop": Dialogue._stop,
+}

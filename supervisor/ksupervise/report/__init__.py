@@ -1,0 +1,1 @@
+"""What people look at. Reads a run's directory; never writes to it."""

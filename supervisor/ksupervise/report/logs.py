@@ -1,0 +1,29 @@
+"""`ksupervise logs`: the output of an attempt, or the journal, as it is on disk."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from ksupervise.errors import RunNotFound
+from ksupervise.store import RunLayout
+
+
+def write_log(directory: Path, attempt: int | None, *, events: bool) -> None:
+    """Copy the log of `attempt` (None: the latest), or with `events` the journal, to stdout."""
+    layout = RunLayout(directory)
+    path = Path(layout.journal) if events else _log(layout, attempt)
+    try:
+        with open(path, "rb") as stream:
+            shutil.copyfileobj(stream, sys.stdout.buffer)
+    except FileNotFoundError:
+        raise RunNotFound(f"there is no log at {path}") from None
+    sys.stdout.buffer.flush()
+
+
+def _log(layout: RunLayout, attempt: int | None) -> Path:
+    if attempt is None:
+        numbers = [int(path.name) for path in Path(layout.attempts).glob("[0-9]*")]
+        attempt = max(numbers, default=1)
+    return Path(layout.output_log(attempt))

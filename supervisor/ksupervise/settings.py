@@ -1,0 +1,217 @@
+"""Settings: one frozen object, made in one place from flags, environment, pyproject.toml and defaults."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections import ChainMap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ksupervise.errors import UsageError
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_TIME_OF_DAY = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?")
+
+DEFAULTS: dict[str, Any] = {
+    "store": "./.ksupervise",
+    "every": "5m",
+    "overhead": "1",
+    "keep": "3",
+    "max_failures": "3",
+    "grace": "30s",
+    "stall": "off",
+    "notice": "off",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is supervised with. Durations in seconds.
+
+    Attributes:
+        name: the run's name, None for the default one.
+        store: the directory where runs live.
+        every: a checkpoint at least this often.
+        overhead: share of the training's time that checkpoints may cost, 0..1.
+        keep: newest checkpoints kept.
+        max_failures: failures without a newer checkpoint after which the run stops.
+        grace: between being asked to stop and being killed.
+        stall: seconds without a step that count as a stall, None for no watch.
+        deadline: CLOCK_MONOTONIC second at which the run must have left, None for none.
+        notice_file: a file whose appearance is a notice, None for none.
+        seed: for `keras.utils.set_random_seed`, None to leave the script's randomness alone.
+    """
+
+    name: str | None = None
+    store: Path = Path(".ksupervise")
+    every: float = 300.0
+    overhead: float = 0.01
+    keep: int = 3
+    max_failures: int = 3
+    grace: float = 30.0
+    stall: float | None = None
+    deadline: float | None = None
+    notice_file: Path | None = None
+    fresh: bool = False
+    retry: bool = False
+    seed: int | None = None
+    quiet: bool = False
+    json_log: bool = False
+
+
+def load(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Settings:
+    """The settings in force. `flags` holds what the command line gave, None for what it did not.
+
+    Raises UsageError naming the setting, its value, where it came from and what is allowed.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    chain = ChainMap(given, _from_environment(environ), _from_pyproject(Path("pyproject.toml")), DEFAULTS)
+    values = {name: read(name, chain[name]) for name, read in _READERS.items() if name in chain}
+    values["notice_file"] = values.pop("notice")
+    return Settings(**values)
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """KSUPERVISE_<NAME> for every option but --fresh; KSUPERVISE_RUN and its like are the child's."""
+    names = [name for name in _READERS if name != "fresh"]
+    return {name: environ[key] for name in names if (key := f"KSUPERVISE_{name.upper()}") in environ}
+
+
+def _from_pyproject(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if "tool.ksupervise" not in text:
+        return {}  # most have none: spare the parser's import
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        table = tomllib.loads(text).get("tool", {}).get("ksupervise", {})
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from None
+    named = {str(key).replace("-", "_"): value for key, value in table.items()}
+    unknown = sorted(set(named) - (set(_READERS) - {"fresh"}))
+    if unknown:
+        raise UsageError(f"{path}: [tool.ksupervise] has no setting named {', '.join(unknown)}")
+    return named
+
+
+def duration(name: str, value: Any) -> float:
+    """Seconds of `30s`, `5m`, `1h30m`. Raises UsageError."""
+    text = str(value).strip()
+    if _DURATION.sub("", text) or not text:
+        raise _bad(name, value, "a duration such as 30s, 5m or 12h")
+    return sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(text))
+
+
+def _positive_duration(name: str, value: Any) -> float:
+    seconds = duration(name, value)
+    if seconds <= 0:
+        raise _bad(name, value, "a duration longer than nothing")
+    return seconds
+
+
+def _deadline(name: str, value: Any) -> float:
+    """A duration from now, or the next occurrence of a time of day, as a second of CLOCK_MONOTONIC."""
+    match = _TIME_OF_DAY.fullmatch(str(value).strip())
+    if match is None:
+        return time.monotonic() + _positive_duration(name, value)
+    wanted = [int(part or 0) for part in match.groups()]
+    now = time.localtime()
+    ahead = (wanted[0] - now.tm_hour) * 3600 + (wanted[1] - now.tm_min) * 60 + wanted[2] - now.tm_sec
+    return time.monotonic() + (ahead if ahead > 0 else ahead + 86400)
+
+
+def _stall(name: str, value: Any) -> float | None:
+    if value == "off":
+        return None
+    if value == "auto":
+        raise UsageError("--stall auto (learned time-outs) is not in this version; give a duration or off")
+    return _positive_duration(name, value)
+
+
+def _notice(name: str, value: Any) -> Path | None:
+    text = str(value)
+    if text == "off":
+        return None
+    if text.startswith("file:") and len(text) > 5:
+        return Path(text[5:])
+    if text in ("auto", "aws", "gcp", "azure"):
+        raise UsageError(f"--notice {text} is not in this version; file:PATH and off are")
+    raise _bad(name, value, "off or file:PATH")
+
+
+def _count(name: str, value: Any) -> int:
+    if not re.fullmatch(r"\d+", str(value).strip()) or int(value) < 1:
+        raise _bad(name, value, "a whole number of 1 or more")
+    return int(value)
+
+
+def _seed(name: str, value: Any) -> int:
+    if not re.fullmatch(r"\d+", str(value).strip()) or int(value) >= 2**32:
+        raise _bad(name, value, "a whole number from 0 to 4294967295")
+    return int(value)
+
+
+def _percent(name: str, value: Any) -> float:
+    text = str(value).strip().removesuffix("%")
+    try:
+        percent = float(text)
+    except ValueError:
+        percent = -1.0
+    if not 0 < percent <= 100:
+        raise _bad(name, value, "a percentage above 0, up to 100")
+    return percent / 100
+
+
+def _flag(name: str, value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).strip().lower()
+    if text not in ("1", "true", "yes", "on", "0", "false", "no", "off", ""):
+        raise _bad(name, value, "yes or no")
+    return text in ("1", "true", "yes", "on")
+
+
+def _name(name: str, value: Any) -> str:
+    text = str(value)
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", text):
+        raise _bad(name, value, "letters, digits, '.', '_' and '-', not beginning with '.', at most 100")
+    return text
+
+
+def _bad(name: str, value: Any, allowed: str) -> UsageError:
+    return UsageError(f"--{name.replace('_', '-')} {value!r} is not valid: give {allowed}")
+
+
+def _path(name: str, value: Any) -> Path:
+    if not str(value):
+        raise _bad(name, value, "a directory")
+    return Path(value).expanduser()
+
+
+_READERS: dict[str, Any] = {
+    "name": _name,
+    "store": _path,
+    "every": _positive_duration,
+    "overhead": _percent,
+    "keep": _count,
+    "max_failures": _count,
+    "grace": duration,
+    "stall": _stall,
+    "deadline": _deadline,
+    "notice": _notice,
+    "fresh": _flag,
+    "retry": _flag,
+    "seed": _seed,
+    "quiet": _flag,
+    "json_log": _flag,
+}

@@ -1,0 +1,198 @@
+"""What parent and child agree on: names in the environment, shared memory, messages. A leaf.
+
+Three channels join the two processes:
+
+- the *environment* tells an interpreter where its parent listens;
+- the *control page* and the two *slots* are shared memory, written without a system call and read
+  by the parent even after the child's death;
+- the *link*, a stream socket, carries one JSON object a line: see `child/link.py` and `parent/trainer.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import sys
+from typing import Any, ClassVar
+
+ENV_RUN = "KSUPERVISE_RUN"  # the run's name
+ENV_ATTEMPT = "KSUPERVISE_ATTEMPT"  # number of the attempt, from 1
+ENV_RUN_DIR = "KSUPERVISE_RUN_DIR"
+ENV_ADDRESS = "KSUPERVISE_ADDRESS"  # where the parent listens; "@name" is Linux' abstract namespace
+ENV_LOCK_FD = "KSUPERVISE_LOCK_FD"  # the inherited copy of the run's lock
+ENV_BOOT = "KSUPERVISE_BOOT"  # the boot.zip that PYTHONPATH begins with
+ENV_SEED = "KSUPERVISE_SEED"  # only with --seed
+
+PAGE = 4096
+MESSAGE_LIMIT = 16 * 1024 * 1024  # bytes of one message; a longer one is not ours
+
+# Phases of the child as its beat tells them.
+PHASE_OUTSIDE, PHASE_TRAIN, PHASE_EVALUATE, PHASE_STAGE = range(4)
+PHASE_NAMES = ("outside fit", "training", "validating", "staging")
+
+
+def socket_address(text: str) -> str:
+    """The address that `connect` takes for the printable `text` ("@name" is abstract)."""
+    return "\0" + text[1:] if text.startswith("@") else text
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    """One message as a line. Raises ValueError for what JSON cannot hold."""
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
+class Decoder:
+    """Cuts a byte stream into messages; what is not a JSON object is dropped, never raised."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[dict[str, Any]]:
+        """Take `data` and return the messages that are now whole."""
+        self._buffer += data
+        *lines, rest = self._buffer.split(b"\n")
+        self._buffer = bytearray(rest[-MESSAGE_LIMIT:])
+        return [message for message in map(_decode, lines) if message is not None]
+
+
+def _decode(line: bytes | bytearray) -> dict[str, Any] | None:
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return None
+    return message if isinstance(message, dict) else None
+
+
+class Control:
+    """One page of numbers shared by parent and child; every field is 8 aligned bytes.
+
+    The parent writes the first line of fields, the child the second. Times are seconds of
+    CLOCK_MONOTONIC, which all processes of one boot share.
+    """
+
+    _WORDS: ClassVar = {
+        "drain": 0,  # 0 go on · 1 stage at the next batch · 2 stage and leave
+        "phase": 16,
+        "fit": 17,  # ordinal of the fit, from 1
+        "epoch": 18,
+        "batch": 19,
+        "step": 20,  # run-wide optimizer steps begun
+        "executed": 21,  # optimizer steps begun in this attempt, repeated ones included
+        "epochs": 22,  # epochs that the fit was asked for
+        "first_step": 23,  # run-wide step at which this attempt began to train
+    }
+    _TIMES: ClassVar = {"deadline": 1, "interval": 2, "overhead": 3, "beat": 32}
+
+    STAGE, LEAVE = 1, 2
+
+    def __init__(self, fd: int, *, writable: bool = True) -> None:
+        access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+        self._map = mmap.mmap(fd, PAGE, access=access)
+        _keep_out_of_forks(self._map)
+        # Views of machine words: one store each, so a reader never sees half a number.
+        self.words = memoryview(self._map).cast("Q")
+        self.times = memoryview(self._map).cast("d")
+
+    def __getitem__(self, name: str) -> float:
+        if name in self._WORDS:
+            return int(self.words[self._WORDS[name]])
+        return float(self.times[self._TIMES[name]])
+
+    def __setitem__(self, name: str, value: float) -> None:
+        if name in self._WORDS:
+            self.words[self._WORDS[name]] = int(value)
+        else:
+            self.times[self._TIMES[name]] = value
+
+    def integer(self, name: str) -> int:
+        """The whole number in field `name`."""
+        return int(self.words[self._WORDS[name]])
+
+    def close(self) -> None:
+        """Unmap the page; the descriptor stays the caller's."""
+        self.words.release()
+        self.times.release()
+        self._map.close()
+
+
+class Slot:
+    """One staged state in a memfd: a header page, then files at page boundaries.
+
+    The header is written in an order that makes a torn slot recognizable: `WRITING` before the
+    first byte of the content, `COMPLETE` after the last. Content is whatever `files` names:
+    ``{"state.safetensors": (offset, size), "state.json": (offset, size)}``.
+    """
+
+    EMPTY, WRITING, COMPLETE = 0, 1, 2
+    _MAGIC = 0x31544F4C53555053  # "SPUSLOT1"
+    _HEADER = "Q" * 4  # magic, status, seq, bytes of the description
+    _DESCRIPTION = 64  # where the JSON description begins
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._map: mmap.mmap | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes that the memfd has now."""
+        return os.fstat(self.fd).st_size
+
+    def reserve(self, size: int) -> None:
+        """Grow to at least `size` bytes. Raises OSError when memory does not suffice."""
+        size = -(-size // PAGE) * PAGE
+        if size > self.size:
+            self.close()
+            os.ftruncate(self.fd, size)
+
+    def view(self) -> memoryview:
+        """All bytes of the slot, writable, mapped at first use."""
+        if self._map is None or len(self._map) != self.size:
+            self.close()
+            self._map = mmap.mmap(self.fd, self.size)
+            _keep_out_of_forks(self._map)
+        return memoryview(self._map)
+
+    def close(self) -> None:
+        """Unmap; the descriptor stays the caller's. A view still held keeps its mapping alive."""
+        if self._map is not None:
+            with contextlib.suppress(BufferError):  # numpy still looks at it: unmapped when that array goes
+                self._map.close()
+            self._map = None
+
+    def begin(self) -> None:
+        """Mark the slot torn until `complete` is called."""
+        self.reserve(PAGE)
+        with self.view() as view:
+            header = view[:32].cast("Q")
+            header[1] = self.WRITING
+            header[0] = self._MAGIC
+
+    def complete(self, seq: int, description: dict[str, Any]) -> None:
+        """Publish the content as stage number `seq`. `description` must fit the header page."""
+        text = json.dumps(description, separators=(",", ":")).encode()
+        if len(text) > PAGE - self._DESCRIPTION:
+            raise ValueError(f"the stage's description has {len(text)} bytes, more than a page holds")
+        with self.view() as view:
+            view[self._DESCRIPTION : self._DESCRIPTION + len(text)] = text
+            header = view[:32].cast("Q")
+            header[2], header[3] = seq, len(text)
+            header[1] = self.COMPLETE
+
+    def read_description(self) -> dict[str, Any] | None:
+        """The description with its "seq" if the slot is complete, else None. Never maps the content."""
+        head = os.pread(self.fd, PAGE, 0)
+        if len(head) < PAGE:
+            return None
+        magic, status, seq, length = memoryview(head)[:32].cast("Q")
+        if magic != self._MAGIC or status != self.COMPLETE or length > PAGE - self._DESCRIPTION:
+            return None
+        description = _decode(head[self._DESCRIPTION : self._DESCRIPTION + length])
+        return None if description is None else {**description, "seq": seq}
+
+
+def _keep_out_of_forks(mapping: mmap.mmap) -> None:
+    """A forked data worker must neither hold a dead run's memory nor write to it."""
+    if sys.platform == "linux":
+        mapping.madvise(mmap.MADV_DONTFORK)

@@ -1,0 +1,135 @@
+"""Prune never takes what is pinned, nor the last valid one: all histories hypothesis can think of."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from ksupervise.store import Checkpoint, CheckpointStore, Kind, Manifest, RunLayout, to_keep
+
+from .helpers import KINDS, RUN, assert_whole, at, put
+
+
+def listed(entries: list[tuple[int, Kind]]) -> list[Checkpoint]:
+    """Checkpoints of those fits and kinds, newest first."""
+    made = [
+        Checkpoint(str(seq), Manifest(RUN, seq, 1, "h", at(seq, kind, fit), "interval", 0.0, ()))
+        for seq, (fit, kind) in enumerate(entries, 1)
+    ]
+    return made[::-1]
+
+
+def kept_numbers(entries: list[tuple[int, Kind]], keep: int) -> list[int]:
+    return [each.manifest.seq for each in to_keep(listed(entries), keep)]
+
+
+def test_the_newest_stay() -> None:
+    assert kept_numbers([(1, "batch")] * 5, 2) == [5, 4]
+    assert kept_numbers([], 1) == []
+
+
+def test_a_completed_fit_keeps_its_final_and_its_last_epoch() -> None:
+    fit: list[tuple[int, Kind]] = [(1, "epoch"), (1, "epoch"), (1, "batch"), (1, "final")]
+    assert kept_numbers([*fit, (2, "epoch"), (2, "batch"), (2, "batch")], 1) == [7, 4, 2]
+
+
+def test_an_open_fit_pins_no_epoch() -> None:
+    assert kept_numbers([(1, "epoch"), (1, "batch"), (1, "batch")], 1) == [3]
+
+
+def test_a_rollback_keeps_the_newest_of_the_newest_fit() -> None:
+    assert kept_numbers([(2, "batch"), (2, "batch"), (1, "batch"), (1, "batch")], 1) == [4, 2]
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.sampled_from(KINDS)), max_size=12), st.integers(1, 4))
+def test_laws_of_what_is_kept(entries: list[tuple[int, Kind]], keep: int) -> None:
+    everything = listed(entries)
+    kept = to_keep(everything, keep)
+    assert kept[:keep] == everything[:keep]
+    assert [each for each in everything if each in kept] == kept, "order stays, none invented"
+    assert to_keep(kept, keep) == kept, "twice is once"
+    for fit in {fit for fit, kind in entries if kind == "final"}:
+        for kind in ("final", "epoch"):
+            of_kind = [
+                each for each in everything if (each.manifest.position.fit, each.manifest.position.kind) == (fit, kind)
+            ]
+            assert of_kind[:1] == [each for each in of_kind[:1] if each in kept]
+
+
+def test_keep_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        to_keep([], 0)
+
+
+class Histories(RuleBasedStateMachine):
+    """Commits, prunes, damage and restarts in any order, beside a list that says what must be there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        self.root = tempfile.mkdtemp(dir=memory)
+        RunLayout(self.root).create()
+        self.store = CheckpointStore(self.root, RUN)
+        self.valid: list[Checkpoint] = []  # newest first
+        self.damaged: list[str] = []
+        self.seed = 0
+        self.fit = 1
+        self.attempt = 1
+
+    def teardown(self) -> None:
+        shutil.rmtree(self.root)
+
+    @rule(kind=st.sampled_from(KINDS))
+    def commit(self, kind: Kind) -> None:
+        self.seed += 1
+        self.valid.insert(0, put(self.store, self.seed, at(self.seed, kind, self.fit), attempt=self.attempt))
+        self.fit += kind == "final"
+
+    @rule(keep=st.integers(1, 3))
+    def prune(self, keep: int) -> None:
+        must_stay = to_keep(self.valid, keep)
+        removed = self.store.prune(keep)
+        assert {each.path for each in self.valid} - set(removed) == {each.path for each in must_stay}
+        self.valid = must_stay
+
+    @precondition(lambda self: len(self.valid) > 1)
+    @rule(data=st.data())
+    def damage(self, data: st.DataObject) -> None:
+        victim = data.draw(st.sampled_from(self.valid))
+        os.truncate(os.path.join(victim.path, "state.safetensors"), 17)
+        self.valid.remove(victim)
+        self.damaged.append(victim.path)
+
+    @precondition(lambda self: self.damaged)
+    @rule()
+    def set_aside(self) -> None:
+        for path, reason in self.store.damaged():
+            self.store.set_aside(path, reason)
+        self.damaged = []
+
+    @rule(back=st.booleans())
+    def relaunch(self, back: bool) -> None:
+        self.attempt += 1
+        self.fit = max(1, self.fit - back)
+        self.store = CheckpointStore(self.root, RUN)
+        self.store.sweep()
+
+    @invariant()
+    def the_store_knows_what_is_valid(self) -> None:
+        assert self.store.checkpoints() == self.valid
+        assert sorted(path for path, _ in self.store.damaged()) == sorted(self.damaged)
+        assert os.listdir(self.store.layout.tmp) == os.listdir(self.store.layout.trash) == []
+        if self.valid:
+            assert_whole(self.store, self.valid[0])
+
+
+Histories.TestCase.settings = settings(
+    max_examples=40, stateful_step_count=20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+TestHistories = Histories.TestCase
