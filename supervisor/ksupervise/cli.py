@@ -201,6 +201,7 @@ def verify(ctx: click.Context, run: str | None, store: str | None) -> None:
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """The program. Never returns: every way out is an exit code."""
+    _open_standard_descriptors()
     try:
         front.main(args=argv, prog_name="ksupervise", standalone_mode=False)
     except KsuperviseError as error:
@@ -214,6 +215,13 @@ def main(argv: list[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         _die_of_sigpipe()
     sys.exit(0)
+
+
+def _open_standard_descriptors() -> None:
+    """A caller may have closed 0, 1 or 2: no file of ours may get the number and the script's output with it."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 def _complain(text: str) -> None:

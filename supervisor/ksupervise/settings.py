@@ -15,7 +15,7 @@ from typing import Any
 from ksupervise.errors import UsageError
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h|d)")
 _TIME_OF_DAY = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?")
 
 DEFAULTS: dict[str, Any] = {
@@ -68,36 +68,48 @@ class Settings:
 def load(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Settings:
     """The settings in force. `flags` holds what the command line gave, None for what it did not.
 
-    Raises UsageError naming the setting, its value, where it came from and what is allowed.
+    Raises UsageError naming the setting where it was given, its value and what is allowed.
     """
-    given = {name: value for name, value in flags.items() if value is not None}
-    chain = ChainMap(given, _from_environment(environ), _from_pyproject(Path("pyproject.toml")), DEFAULTS)
-    values = {name: read(name, chain[name]) for name, read in _READERS.items() if name in chain}
+    given = {name: (_flag_of(name), value) for name, value in flags.items() if value is not None}
+    defaults = {name: (_flag_of(name), value) for name, value in DEFAULTS.items()}
+    chain = ChainMap(given, _from_environment(environ), _from_pyproject(Path("pyproject.toml")), defaults)
+    values = {name: read(*chain[name]) for name, read in _READERS.items() if name in chain}
     values["notice_file"] = values.pop("notice")
     return Settings(**values)
 
 
-def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
+# Each source maps a setting to (what the user calls it there, its value).
+_Source = dict[str, tuple[str, Any]]
+
+
+def _flag_of(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _from_environment(environ: Mapping[str, str]) -> _Source:
     """KSUPERVISE_<NAME> for every option but --fresh; KSUPERVISE_RUN and its like are the child's."""
     names = [name for name in _READERS if name != "fresh"]
-    return {name: environ[key] for name in names if (key := f"KSUPERVISE_{name.upper()}") in environ}
+    return {name: (key, environ[key]) for name in names if (key := f"KSUPERVISE_{name.upper()}") in environ}
 
 
-def _from_pyproject(path: Path) -> dict[str, Any]:
+def _from_pyproject(path: Path) -> _Source:
     if not path.is_file():
         return {}
     text = path.read_text(encoding="utf-8", errors="replace")
-    if "tool.ksupervise" not in text:
+    if "ksupervise" not in text:
         return {}  # most have none: spare the parser's import
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
     try:
-        table = tomllib.loads(text).get("tool", {}).get("ksupervise", {})
+        tools = tomllib.loads(text).get("tool", {})
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
-    named = {str(key).replace("-", "_"): value for key, value in table.items()}
+    table = tools.get("ksupervise", {}) if isinstance(tools, dict) else {}
+    if not isinstance(table, dict):
+        raise UsageError(f"{path}: [tool.ksupervise] is not a table of settings")
+    named = {key.replace("-", "_"): (f"[tool.ksupervise] {key} =", value) for key, value in table.items()}
     unknown = sorted(set(named) - (set(_READERS) - {"fresh"}))
     if unknown:
         raise UsageError(f"{path}: [tool.ksupervise] has no setting named {', '.join(unknown)}")
@@ -134,7 +146,7 @@ def _stall(name: str, value: Any) -> float | None:
     if value == "off":
         return None
     if value == "auto":
-        raise UsageError("--stall auto (learned time-outs) is not in this version; give a duration or off")
+        raise UsageError(f"{name} auto (learned time-outs) is not in this version; give a duration or off")
     return _positive_duration(name, value)
 
 
@@ -145,18 +157,18 @@ def _notice(name: str, value: Any) -> Path | None:
     if text.startswith("file:") and len(text) > 5:
         return Path(text[5:])
     if text in ("auto", "aws", "gcp", "azure"):
-        raise UsageError(f"--notice {text} is not in this version; file:PATH and off are")
+        raise UsageError(f"{name} {text} is not in this version; file:PATH and off are")
     raise _bad(name, value, "off or file:PATH")
 
 
 def _count(name: str, value: Any) -> int:
-    if not re.fullmatch(r"\d+", str(value).strip()) or int(value) < 1:
+    if not re.fullmatch(r"\d{1,9}", str(value).strip()) or int(value) < 1:
         raise _bad(name, value, "a whole number of 1 or more")
     return int(value)
 
 
 def _seed(name: str, value: Any) -> int:
-    if not re.fullmatch(r"\d+", str(value).strip()) or int(value) >= 2**32:
+    if not re.fullmatch(r"\d{1,10}", str(value).strip()) or int(value) >= 2**32:
         raise _bad(name, value, "a whole number from 0 to 4294967295")
     return int(value)
 
@@ -189,13 +201,16 @@ def _name(name: str, value: Any) -> str:
 
 
 def _bad(name: str, value: Any, allowed: str) -> UsageError:
-    return UsageError(f"--{name.replace('_', '-')} {value!r} is not valid: give {allowed}")
+    return UsageError(f"{name} {value!r} is not valid: give {allowed}")
 
 
 def _path(name: str, value: Any) -> Path:
-    if not str(value):
+    if not isinstance(value, str | Path) or not str(value):
         raise _bad(name, value, "a directory")
-    return Path(value).expanduser()
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:  # ~ of a user who is not known here
+        raise _bad(name, value, "a directory") from None
 
 
 _READERS: dict[str, Any] = {

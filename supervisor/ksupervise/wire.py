@@ -52,15 +52,18 @@ class Decoder:
     def feed(self, data: bytes) -> list[dict[str, Any]]:
         """Take `data` and return the messages that are now whole."""
         self._buffer += data
-        *lines, rest = self._buffer.split(b"\n")
-        self._buffer = bytearray(rest[-MESSAGE_LIMIT:])
+        if b"\n" not in data:
+            if len(self._buffer) > MESSAGE_LIMIT:
+                self._buffer = bytearray(b"?")  # no JSON begins so: what is still to come of the line is dropped too
+            return []
+        *lines, self._buffer = self._buffer.split(b"\n")
         return [message for message in map(_decode, lines) if message is not None]
 
 
 def _decode(line: bytes | bytearray) -> dict[str, Any] | None:
     try:
         message = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # not JSON, or brackets upon brackets
         return None
     return message if isinstance(message, dict) else None
 

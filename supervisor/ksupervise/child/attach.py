@@ -32,8 +32,11 @@ def attach() -> None:
     version = ".".join(map(str, sys.version_info[:3]))
     if not tell(f'{{"op":"hello","pid":{os.getpid()},"python":"{version}"}}'):
         return  # no parent listens: an environment that outlived its run
-    sys.meta_path.insert(0, _Finder())
     atexit.register(_say_goodbye)
+    if HOOKED in sys.modules:  # a notebook's kernel, or a fork of a process that has imported Keras
+        _install(sys.modules[HOOKED])
+    else:
+        sys.meta_path.insert(0, _Finder())
 
 
 def tell(line: str) -> bool:
@@ -92,6 +95,17 @@ def _say_goodbye() -> None:
     tell(json.dumps(message))
 
 
+def _install(module: ModuleType) -> None:
+    try:
+        from ksupervise.child import hook
+
+        hook.install(module)
+    except Exception as error:
+        import json
+
+        tell(json.dumps({"op": "note", "text": f"our hook could not be put into Keras: {error!r}"}))
+
+
 class _Finder:
     """Finds nothing by itself; it only wraps the loader of the one module that we change."""
 
@@ -127,11 +141,4 @@ class _Loader:
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         module.__loader__ = self._loader
-        try:
-            from ksupervise.child import hook
-
-            hook.install(module)
-        except Exception as error:
-            import json
-
-            tell(json.dumps({"op": "note", "text": f"our hook could not be put into Keras: {error!r}"}))
+        _install(module)

@@ -40,9 +40,9 @@ def _train_begin(original: Method, make: Callable[[session.Fit], Any]) -> Functi
             return
         self._ksupervise_fit = fit
         if fit.complete:
-            session.guarded(fit.put_back)
+            session.restoring(fit.put_back)
             return
-        session.guarded(fit.prepare)
+        session.restoring(fit.prepare)
         self.callbacks.append(make(fit))
         original(self, logs)
 
@@ -86,10 +86,10 @@ def _appended_class(base: Any) -> Callable[[session.Fit], Any]:
             self._fit = fit
 
         def on_train_begin(self, logs: Any = None) -> None:
-            session.guarded(self._fit.begin)
+            session.restoring(self._fit.begin)
 
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            session.guarded(self._fit.begin_epoch, epoch)
+            session.restoring(self._fit.begin_epoch, epoch)
 
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
             self._fit.begin_batch(batch)

@@ -169,6 +169,35 @@ def _passed(plan: dict[str, Any], stride: int) -> int:
     return -(-int(plan["batch"]) // stride) * stride
 
 
+class Validation:
+    """The iterators of a fit's validation data: a shuffled pipeline takes other seeds for each of them."""
+
+    def __init__(self) -> None:
+        self._watched: Any = None
+        self._owed = 0
+        self.made = 0
+
+    def resume(self, made: int) -> None:
+        """The run has made that many before this attempt."""
+        self._owed = made
+
+    def begin(self, iterator: Any) -> None:
+        """A validation begins; `iterator` is Keras' EpochIterator over its data, or None."""
+        if iterator is None or iterator is self._watched:
+            return
+        self._watched = iterator
+        get_iterator = iterator._get_iterator
+        iterator._get_iterator = lambda: _Watched(get_iterator(), self._on_made)
+        if type(iterator.data_adapter).__name__ == "TFDatasetAdapter":
+            for _ in range(self._owed):
+                iter(get_iterator())
+        self.made += self._owed
+        self._owed = 0
+
+    def _on_made(self, iterator: Any) -> None:
+        self.made += 1
+
+
 class _Watched:
     """An iterable that tells when it is iterated over."""
 

@@ -50,6 +50,24 @@ def guarded(work: Callable[..., None], *arguments: Any) -> None:
             _session.fail(error)
 
 
+def restoring(work: Callable[..., None], *arguments: Any) -> None:
+    """Put state back; if that fails, leave: to train on from a state half put back would be worse than to stop."""
+    try:
+        work(*arguments)
+    except Exception as error:
+        if _session is not None:
+            _session.refuse(f"the checkpoint could not be put back: {_described(error)}")
+
+
+def _described(error: Exception) -> str:
+    """The error, and the lines of ours that it came through."""
+    import traceback
+
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [f"{os.path.basename(f.filename)}:{f.lineno}" for f in frames if "ksupervise" in f.filename]
+    return f"{error!r} at {' < '.join(reversed(ours))}"
+
+
 def begin_fit(callback_list: Any, caller: FrameType) -> Fit | None:
     """A fit begins. None if it is not ours to look after."""
     global _session
@@ -138,11 +156,7 @@ class Session:
     def fail(self, error: Exception) -> None:
         """Something of ours went wrong: tell it and look after this training no longer."""
         if self.active:
-            import traceback
-
-            frames = traceback.extract_tb(error.__traceback__)
-            where = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
-            self.note(f"ksupervise failed inside the script, training goes on: {error!r}{where}")
+            self.note(f"ksupervise failed inside the script, training goes on: {_described(error)}")
 
     def refuse(self, why: str) -> None:
         """The checkpoint does not fit: say why and leave, before anything is trained or overwritten."""
@@ -243,6 +257,7 @@ class Fit:
         self._batches = 0  # of the epoch in hand, begun
         self._epoch_step = session.step  # run-wide step at which the epoch in hand began
         self._due = 0.0
+        self._validation = position.Validation()
         self._validation_began = 0.0
         self._validation_seconds = 0.0
         self._handler: Any = None
@@ -288,6 +303,7 @@ class Fit:
         if self._position is not None:
             data = codec.decode(saved["data"], arrays)
             guarantee = self._position.resume(data, self._at_position)
+        self._validation.resume(int(saved["validations"]))
         ended = saved["stopped"] or self._epoch >= self._epochs
         if ended:
             self._last_logs = codec.decode(saved["logs"], arrays)
@@ -304,7 +320,7 @@ class Fit:
         try:
             state.put_back(self._model, _variables_of(arrays))
         except state.Mismatch as mismatch:
-            self._session.refuse(str(mismatch))
+            self._session.refuse(str(mismatch))  # never returns
         self._roster.put_back(saved["callbacks"], arrays)
         randomness.put_back(codec.decode(saved["randomness"], arrays))
 
@@ -417,6 +433,7 @@ class Fit:
 
     def begin_validation(self) -> None:
         """A validation begins."""
+        guarded(self._validation.begin, getattr(self._model, "_eval_epoch_iterator", None))
         self._validation_began = time.monotonic()
         self._session.control["phase"] = wire.PHASE_EVALUATE
 
@@ -528,6 +545,7 @@ class Fit:
             "callbacks": self._roster.capture(extras),
             "randomness": codec.encode(randomness.capture(), extras, "extra/randomness"),
             "data": codec.encode(self._position.capture(batch), extras, "extra/data") if self._position else None,
+            "validations": self._validation.made,
             "logs": codec.encode(_plain_logs(self._last_logs), extras, "extra/logs"),
         }
         for skipped in sorted(self._roster.skipped):

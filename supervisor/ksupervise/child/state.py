@@ -154,7 +154,7 @@ def build(model: Any, epoch_iterator: Any, optimizers_recipe: Sequence[Any]) -> 
     wanted = dict(optimizers_recipe)
     for role, optimizer in optimizers(model):
         trained = [by_name.get(name) for name in wanted.get(role, ())]
-        if not optimizer.built and trained and None not in trained:
+        if not optimizer.built and trained and all(variable is not None for variable in trained):
             optimizer.build(trained)
 
 

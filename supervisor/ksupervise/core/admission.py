@@ -56,7 +56,8 @@ def admit(
     if interactive or retry or changed:
         return Admission(Verb.RETRY)
     code = 1 if exit_code is None else exit_code
-    line = f"the run {state.value.replace('_', ' ')} before (exit code {code}) and nothing changed; --retry goes on"
+    ended = {RunState.FAILED: "failed", RunState.GAVE_UP: "gave up"}.get(state, "was stopped by the user")
+    line = f"the run {ended} before (exit code {code}) and nothing changed; --retry goes on"
     return Admission(Verb.DECLINE, code, line)
 
 

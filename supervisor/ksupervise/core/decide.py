@@ -16,10 +16,12 @@ A run is in one phase at a time:
   raises the drain flag (DRAINING) and becomes SIGTERM only when its grace is over. A child that
   has nothing to save gets the signal at once (STOPPING). SIGKILL to the group is the last resort
   (KILLING). Every one of these phases is left by a timer if by nothing else.
+- A child that says it leaves (somebody else sent it SIGTERM) drains by its own wish: DRAINING
+  bounds that as well.
 - A repeated stop hurries: it moves one phase further down that road.
-- While the child is alive, news of it (claimed, a fit began or ended, staged …) may come in any
-  phase and only updates what is known; it never changes the phase, but for the stage that
-  INTERRUPTING waits for.
+- While the child is alive, news of it (a claim, a fit began or ended, staged …) may come in any
+  phase and only updates what is known; it changes the phase only for the stage that INTERRUPTING
+  waits for, and for a leave. A stall counts in RUNNING only: elsewhere a timer is set already.
 - SETTLING waits for the evidence; the judgement over it is `policy.judge`.
 - DONE swallows everything: a second SIGTERM after the verdict changes nothing.
 
@@ -97,7 +99,6 @@ class State:
     history: History = field(default_factory=History)
     stop: StopAsked | None = None
     # Of the attempt in hand; reset at each launch:
-    claimed: bool = False
     in_fit: bool = False
     fits_done: int = 0
     signalled: bool = False
@@ -138,12 +139,7 @@ def _key(event: Event) -> type[Event] | Timer:
 
 def _launch(state: State, event: Event) -> Decision:
     attempt = state.history.attempt + 1
-    fresh = State(
-        policy=state.policy,
-        phase=Phase.STARTING,
-        history=replace(state.history, attempt=attempt),
-        stop=state.stop,
-    )
+    fresh = State(state.policy, Phase.STARTING, replace(state.history, attempt=attempt))
     return fresh, (Launch(attempt),)
 
 
@@ -182,17 +178,18 @@ def _begin_stop(state: State) -> Decision:
 
 
 def _pass_on_interrupt(state: State, event: Event | None = None) -> Decision:
-    return replace(state, phase=Phase.STOPPING, signalled=True), (
-        ClearTimer(Timer.STAGE),
-        Signal("INT", Target.TRAINER),
-        SetTimer(Timer.GRACE, state.grace),
-    )
+    return _ask_to_end(state, "INT", state.grace)
 
 
 def _terminate(state: State, seconds: float) -> Decision:
+    return _ask_to_end(state, "TERM", seconds)
+
+
+def _ask_to_end(state: State, signal: str, seconds: float) -> Decision:
     return replace(state, phase=Phase.STOPPING, signalled=True), (
+        ClearTimer(Timer.STAGE),
         ClearTimer(Timer.DRAIN),
-        Signal("TERM", Target.TRAINER),
+        Signal(signal, Target.TRAINER),
         SetTimer(Timer.GRACE, seconds),
     )
 
@@ -210,37 +207,36 @@ def _kill(state: State, event: Event) -> Decision:
 
 
 def _hurry_interrupt(state: State, event: Event) -> Decision:
-    state, actions = _terminate(_tighter(state, event), state.policy.kill_after)
-    return state, (ClearTimer(Timer.STAGE), *actions)
+    return _terminate(_heard(state, event), state.policy.kill_after)
 
 
 def _hurry_drain(state: State, event: Event) -> Decision:
-    """A user's second word ends the drain; another notice may only bring its deadline nearer."""
+    """A user's second word ends the drain; anything else may only bring its deadline nearer."""
     assert isinstance(event, StopAsked)
-    assert state.stop is not None
-    if event.kind.by_user and state.stop.kind.by_user:
-        return _terminate(_tighter(state, event), state.policy.kill_after)
-    if event.kind.by_user:
-        return replace(state, stop=replace(event, grace=state.grace)), ()
-    if event.grace is not None and event.grace < state.grace:
-        tighter = replace(state, stop=replace(state.stop, grace=event.grace))
-        return tighter, (RaiseDrain(event.grace), SetTimer(Timer.DRAIN, event.grace))
-    return state, ()
+    if _user_again(state, event):
+        return _terminate(state, state.policy.kill_after)
+    grace = state.grace if event.grace is None else min(event.grace, state.grace)
+    heard = _heard(state, event)
+    assert heard.stop is not None
+    heard = replace(heard, stop=replace(heard.stop, grace=grace))
+    return heard, (RaiseDrain(grace), SetTimer(Timer.DRAIN, grace)) if grace < state.grace else ()
 
 
 def _hurry_stopping(state: State, event: Event) -> Decision:
     """Only a user hurries to SIGKILL: systemd and Slurm repeat their SIGTERM as a matter of course."""
-    assert isinstance(event, StopAsked)
-    if event.kind.by_user and state.stop is not None and state.stop.kind.by_user:
-        return _kill(state, event)
-    return _tighter(state, event), ()
+    return _kill(state, event) if _user_again(state, event) else _remember_stop(state, event)
 
 
 def _remember_stop(state: State, event: Event) -> Decision:
-    return _tighter(state, event), ()
+    return _heard(state, event), ()
 
 
-def _tighter(state: State, event: Event) -> State:
+def _user_again(state: State, event: Event) -> bool:
+    assert isinstance(event, StopAsked)
+    return event.kind.by_user and state.stop is not None and state.stop.kind.by_user
+
+
+def _heard(state: State, event: Event) -> State:
     """`state` with the stop that counts: a user's word outweighs a preemption, else the first."""
     assert isinstance(event, StopAsked)
     if state.stop is None or (event.kind.by_user and not state.stop.kind.by_user):
@@ -264,12 +260,8 @@ def _stalled(state: State, event: Event) -> Decision:
 # News of the child --------------------------------------------------------------------------------
 
 
-def _claimed(state: State, event: Event) -> Decision:
-    return replace(state, claimed=True), ()
-
-
 def _released(state: State, event: Event) -> Decision:
-    return replace(state, claimed=False, in_fit=False), ()
+    return replace(state, in_fit=False), ()
 
 
 def _fit_began(state: State, event: Event) -> Decision:
@@ -293,6 +285,12 @@ def _refused(state: State, event: Event) -> Decision:
 def _left(state: State, event: Event) -> Decision:
     assert isinstance(event, Left)
     return replace(state, left=event.reason), ()
+
+
+def _leaving(state: State, event: Event) -> Decision:
+    """It was not we who asked; its state is safe, so it gets the time of a drain and no more."""
+    draining = replace(_left(state, event)[0], phase=Phase.DRAINING)
+    return draining, (SetTimer(Timer.DRAIN, state.grace),)
 
 
 def _nothing(state: State, event: Event) -> Decision:
@@ -328,7 +326,7 @@ def _settled(state: State, event: Event) -> Decision:
 
 ALIVE = (Phase.RUNNING, Phase.INTERRUPTING, Phase.DRAINING, Phase.STOPPING, Phase.KILLING)
 NEWS: dict[type[Event], Handler] = {
-    Claimed: _claimed,
+    Claimed: _nothing,
     Released: _released,
     FitBegan: _fit_began,
     FitEnded: _fit_ended,
@@ -345,8 +343,10 @@ TABLE: dict[tuple[Phase, type[Event] | Timer], Handler] = {
     (Phase.STARTING, StopAsked): _remember_stop,
     **{(phase, news): handler for phase in (*ALIVE, Phase.SETTLING) for news, handler in NEWS.items()},
     **{(phase, ChildExited): _settle for phase in ALIVE},
+    **{(phase, Stalled): _nothing for phase in (*ALIVE, Phase.SETTLING)},
     (Phase.RUNNING, StopAsked): _stop_asked,
     (Phase.RUNNING, Stalled): _stalled,
+    (Phase.RUNNING, Left): _leaving,
     (Phase.INTERRUPTING, Staged): _pass_on_interrupt,
     (Phase.INTERRUPTING, FitEnded): _fit_ended_interrupting,
     (Phase.INTERRUPTING, Timer.STAGE): _pass_on_interrupt,
@@ -358,6 +358,7 @@ TABLE: dict[tuple[Phase, type[Event] | Timer], Handler] = {
     (Phase.KILLING, Timer.KILL): _settle,
     (Phase.KILLING, StopAsked): _remember_stop,
     (Phase.SETTLING, Settled): _settled,
+    (Phase.SETTLING, ChildExited): _nothing,  # it outlived KILLING and died in the sweep
     (Phase.SETTLING, StopAsked): _remember_stop,
     (Phase.WAITING, Timer.BACKOFF): _launch,
     (Phase.WAITING, StopAsked): _stop_idle,

@@ -99,7 +99,7 @@ def judge(evidence: Evidence, seen: Circumstances, history: History, policy: Pol
         return _verdict(Cause.COMPLETED, "completed", RunState.COMPLETED, 0)
     if seen.stop is not None:
         return stopped(seen.stop)
-    if evidence.exit_code == 0 and evidence.orderly:
+    if evidence.exit_code == 0 and evidence.orderly and not seen.left:
         detail = "the script ended with exit code 0 inside a fit"
         return _verdict(Cause.INTERRUPTED, detail, RunState.INTERRUPTED, 0)
     return _failed(evidence, seen, history, policy)

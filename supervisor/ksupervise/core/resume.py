@@ -71,6 +71,8 @@ def plan(fit: int, epochs: int, known: Sequence[K]) -> Plan[K]:
         return _within(epochs, mine[0], Mode.RESUME)
     if final.epochs == epochs or (final.stopped and epochs > final.epoch):
         return Plan(Mode.SKIP, final)
+    if mine[0] is not final:  # such training has begun already
+        return _within(epochs, mine[0], Mode.RESUME)
     # The script asks for more than was trained. The final state may hold averaged or best weights,
     # so training goes on from the last epoch's own end.
     last = next((checkpoint for checkpoint in mine if checkpoint.kind == "epoch"), final)

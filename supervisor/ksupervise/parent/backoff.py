@@ -8,7 +8,7 @@ CEILING = 60.0  # seconds
 def delay(fruitless: int) -> float:
     """Seconds to wait after `fruitless` consecutive attempts without progress.
 
-    None after progress or a first failure; then full jitter over 1, 2, 4 … 60 s, so that many runs
+    None after progress or a first failure; then full jitter up to 2, 4, 8 … 60 s, so that many runs
     felled by one cause do not come back in step.
     """
     if fruitless <= 1:

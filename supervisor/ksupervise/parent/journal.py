@@ -14,18 +14,18 @@ class Journal:
     """Appends records. A disk that is full loses records, never the run: see `failed`."""
 
     def __init__(self, path: Path) -> None:
-        """Open `path` for appending; a line torn by an earlier death is closed. Raises OSError."""
+        """Open `path` for appending; a line torn by an earlier death spoils no other. Raises OSError."""
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self.failed: OSError | None = None
         size = os.fstat(self._fd).st_size
-        if size and os.pread(self._fd, 1, size - 1) != b"\n":
-            os.write(self._fd, b"\n")
+        self._torn = bool(size) and os.pread(self._fd, 1, size - 1) != b"\n"
 
     def write(self, event: str, **fields: Any) -> dict[str, Any]:
         """Append one record and return it. "at" is wall time, "mono" CLOCK_MONOTONIC, both in s."""
         record = {"event": event, "at": round(time.time(), 3), "mono": round(time.monotonic(), 4), **fields}
+        line = b"\n" * self._torn + json.dumps(record, separators=(",", ":")).encode() + b"\n"
         try:
-            os.write(self._fd, json.dumps(record, separators=(",", ":")).encode() + b"\n")
+            self._torn = os.write(self._fd, line) < len(line)  # a disk that fills up takes half a line
         except OSError as error:
             self.failed = self.failed or error
         return record
@@ -51,7 +51,7 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
     for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):  # torn, or brackets upon brackets
             continue
         if isinstance(record, dict) and "event" in record:
             yield record

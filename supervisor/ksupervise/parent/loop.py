@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ksupervise.core.actions import (
     Action,
@@ -83,6 +84,7 @@ class Supervisor:
         self._attempt: Attempt | None = None
         self._verdict: Finish | None = None
         self._told_plain = False
+        self._held: dict[int, Callable[[], None]] = {}  # outputs not read while the console is full
         self._open()
 
     def _open(self) -> None:
@@ -120,6 +122,7 @@ class Supervisor:
         self._watch(self._wake, self._drain_wakeups)
         self._watch(self._signals.fileno(), self._on_signals)
         self._watch(self._listener.sock.fileno(), self._on_connection)
+        self._console.when_room = lambda: self._call_soon(self._read_on)
 
     # The loop
 
@@ -140,15 +143,18 @@ class Supervisor:
             key.data()
         while self._calls:
             self._calls.popleft()()
+        self._handle_events()  # before the clock is asked: a death clears the timers that waited for it
         self._look_around()
-        now = time.monotonic()
-        for timer in [timer for timer, due in self._timers.items() if due <= now]:
-            del self._timers[timer]
-            self._events.append(TimerFired(timer))
         self._handle_events()
+        now = time.monotonic()
+        while (timer := min(self._timers, key=self._timers.__getitem__, default=None)) and self._timers[timer] <= now:
+            del self._timers[timer]
+            self._post(TimerFired(timer))
 
     def _patience(self) -> float:
         due = min(self._timers.values(), default=float("inf"))
+        if self._settings.deadline is not None and self._state.stop is None:
+            due = min(due, self._settings.deadline - self._settings.grace)
         return max(0.0, min(_TICK, due - time.monotonic()))
 
     def _post(self, event: Event) -> None:
@@ -167,8 +173,11 @@ class Supervisor:
     def _call_soon(self, call: Callable[[], None]) -> None:
         """Called on other threads: `call` runs on the loop's."""
         self._calls.append(call)
-        with contextlib.suppress(BlockingIOError):  # a full pipe wakes the loop just as well
+        with contextlib.suppress(OSError):  # a full pipe wakes the loop just as well, a closed one has no loop
             os.write(self._waker, b".")
+
+    def _record(self, event: str, **fields: Any) -> None:
+        self._voice.record(self._journal.write(event, **fields))
 
     def _drain_wakeups(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -187,9 +196,11 @@ class Supervisor:
         for number in self._signals.read():
             kind = STOPS.get(signal.Signals(number))
             if kind is not None:
-                self._journal.write("stop_asked", kind=kind.name.lower())
+                self._record("stop_asked", kind=kind.name.lower())
                 self._events.append(StopAsked(kind))
         self._on_death()  # SIGCHLD, where there is no pidfd
+        if self._attempt is not None:
+            process.reap_orphans(spare=self._attempt.child.pid)
 
     def _on_connection(self) -> None:
         while (connection := self._listener.accept()) is not None:
@@ -206,6 +217,10 @@ class Supervisor:
             connection.close()
 
     def _on_output(self, attempt: Attempt, fd: int, stream: int) -> None:
+        if self._console.full and self._state.phase is not Phase.SETTLING:
+            self._held[fd] = self._selector.get_key(fd).data
+            self._unwatch(fd)
+            return
         data = os.read(fd, 65536)
         if data:
             self._console.write(stream, data)
@@ -213,6 +228,11 @@ class Supervisor:
         else:
             self._unwatch(fd)
             attempt.open_outputs.discard(fd)
+
+    def _read_on(self) -> None:
+        """The console has room again, or is blocked and takes no part any more."""
+        while self._held:
+            self._watch(*self._held.popitem())
 
     def _on_death(self) -> None:
         attempt = self._attempt
@@ -226,8 +246,10 @@ class Supervisor:
             self._events.append(ChildExited())
 
     def _look_around(self) -> None:
-        """What nobody announces: a stall, a notice file, the deadline."""
+        """What nobody announces: a blocked console, a stall, a notice file, the deadline."""
         settings, now = self._settings, time.monotonic()
+        if not self._console.full:
+            self._read_on()
         if self._state.stop is not None:
             return
         if settings.deadline is not None and now >= settings.deadline - settings.grace:
@@ -257,12 +279,12 @@ class Supervisor:
                 parameters,
             )
         except OSError as error:
-            self._journal.write("launched", attempt=action.attempt, error=str(error))
+            self._record("launched", attempt=action.attempt, error=str(error))
             code = EXIT_NOT_FOUND if isinstance(error, FileNotFoundError) else EXIT_NOT_EXECUTABLE
             self._events.append(SpawnFailed(code, f"{self._command[0]} cannot be run: {error.strerror}"))
             return
         self._attempt = attempt
-        self._journal.write("launched", attempt=action.attempt, pid=attempt.child.pid)
+        self._record("launched", attempt=action.attempt, pid=attempt.child.pid)
         if attempt.child.pidfd is not None:
             self._watch(attempt.child.pidfd, self._on_death)
         for stream, fd in enumerate(attempt.child.outputs):
@@ -312,6 +334,7 @@ class Supervisor:
         self._events.append(Settled(attempt.evidence(checkpoint)))
 
     def _read_last_output(self, attempt: Attempt) -> None:
+        self._read_on()
         end = time.monotonic() + _OUTPUT_WAIT
         while attempt.open_outputs and time.monotonic() < end:
             for key, _ in self._selector.select(0.05):
@@ -332,11 +355,11 @@ class Supervisor:
         number = self._state.history.attempt
         fields = {"cause": action.cause.name.lower(), "detail": action.detail}
         if attempt is None:
-            self._journal.write("attempt_ended", attempt=number, **fields)
+            self._record("attempt_ended", attempt=number, **fields)
             return
         control = attempt.control
         trained = control.integer("executed") > 0
-        self._journal.write(
+        self._record(
             "attempt_ended",
             attempt=number,
             **fields,
@@ -368,13 +391,13 @@ class Supervisor:
         assert attempt is not None
         wait = delay(action.failures)
         self._voice.say(self._owned.restart_line(wait, attempt.log_path), urgent=True)
-        self._journal.write("relaunch", attempt=attempt.number + 1, delay=round(wait, 3))
+        self._record("relaunch", attempt=attempt.number + 1, delay=round(wait, 3))
         self._forget_attempt()
         self._timers[Timer.BACKOFF] = time.monotonic() + wait
 
     def _do_finish(self, action: Finish) -> None:
         self._verdict = action
-        self._journal.write("verdict", state=action.state.value, exit=action.exit_code, detail=action.detail)
+        self._record("verdict", state=action.state.value, exit=action.exit_code, detail=action.detail)
         self._journal.sync()
 
     def _forget_attempt(self) -> None:
@@ -382,10 +405,12 @@ class Supervisor:
             for fd in (*self._attempt.child.outputs, self._attempt.child.pidfd):
                 if fd is not None:
                     self._unwatch(fd)
+            self._held.clear()
             self._attempt.close()
             self._attempt = None
 
     def _close(self) -> None:
+        self._console.when_room = lambda: None
         if self._attempt is not None:
             self._attempt.child.sweep(_SWEEP)
         self._forget_attempt()

@@ -165,6 +165,15 @@ def _die_with(parent: int) -> Callable[[], None] | None:
     return arrange
 
 
+def reap_orphans(spare: int) -> None:
+    """Collect the dead that became ours because we are their subreaper; `spare` is collected elsewhere."""
+    if sys.platform != "linux":
+        return  # they are init's there
+    with contextlib.suppress(ChildProcessError):
+        while (dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and dead.si_pid != spare:
+            _reap(dead.si_pid)
+
+
 def _kill_children(spare: int) -> list[int]:
     """SIGKILL and reap all our descendants but `spare`; return those still there."""
     import psutil

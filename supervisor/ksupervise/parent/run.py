@@ -16,6 +16,7 @@ from ksupervise.errors import RunDamaged, RunNotFound
 from ksupervise.store import replace_file
 
 FORMAT = 1
+_STEM_LIMIT = 60  # characters of the script's stem in a run's name: a file name may have 255 bytes
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def load(path: Path) -> RunRecord:
         values = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise RunNotFound(f"there is no run at {path.parent}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from None
     if not isinstance(values, dict):
         raise _damaged(path, "it is not a JSON object")
@@ -69,11 +70,28 @@ def _parse(path: Path, values: dict[str, object]) -> RunRecord:
     known = {field.name for field in fields(RunRecord)}
     try:
         record = RunRecord(**{key: value for key, value in values.items() if key in known})  # type: ignore[arg-type]
-        uuid.UUID(record.id)
-        RunState(record.state)
-        return replace(record, command=tuple(record.command))
-    except (TypeError, ValueError, AttributeError) as error:
+        record = replace(record, command=tuple(record.command))
+        _check(record)
+    except (TypeError, ValueError) as error:
         raise _damaged(path, str(error)) from None
+    return record
+
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("id", "name", "script", "script_digest", "state", "detail"), str),
+    "created": (int, float),
+    **dict.fromkeys(("seed", "format"), int),
+    "exit_code": (int, type(None)),
+}
+
+
+def _check(record: RunRecord) -> None:
+    """Raises TypeError or ValueError for what is no record."""
+    wrong = [name for name, kind in _TYPES.items() if not isinstance(getattr(record, name), kind)]
+    if wrong or not all(isinstance(word, str) for word in record.command):
+        raise TypeError(f"not of the right type: {', '.join(wrong) or 'command'}")
+    uuid.UUID(record.id)
+    RunState(record.state)
 
 
 def _damaged(path: Path, reason: str) -> RunDamaged:
@@ -100,14 +118,22 @@ def find_script(command: Sequence[str]) -> str:
     """Absolute path of the script that `command` runs, "" if none can be told.
 
     It is the first argument that is an existing file, after `python`, `uv run`, `bash` … and their options; the
-    program itself when it is a text file (`./train.py`).
+    file of `-m module` if it lies here; the program itself when it is a text file (`./train.py`).
     """
-    for word in command[1:]:
+    for word, following in zip(command[1:], [*command[2:], ""], strict=False):
         if word == "-c":
             return ""
+        if word == "-m" and (found := _module_file(following)):
+            return found
         if not word.startswith("-") and os.path.isfile(word):
             return os.path.abspath(word)
     return os.path.abspath(command[0]) if os.path.isfile(command[0]) and _is_text(command[0]) else ""
+
+
+def _module_file(module: str) -> str:
+    base = os.path.join(*module.split("."))
+    places = (f"{base}.py", os.path.join(base, "__main__.py"))
+    return next((os.path.abspath(place) for place in places if os.path.isfile(place)), "")
 
 
 def _is_text(path: str) -> bool:
@@ -123,10 +149,12 @@ def default_name(command: Sequence[str], script: str, array_index: str = "") -> 
 
     `array_index` is Slurm's: every task of an array is a run of its own.
     """
-    stem = Path(script or command[0]).stem or "run"
+    stem = Path(script or command[0]).stem
+    if not script and stem.startswith("python"):
+        stem = "python"  # `python3.11 -c …` is what `python -c …` is
     arguments = _arguments(command, script)
     short = hashlib.sha256("\0".join(arguments).encode(errors="surrogateescape")).hexdigest()[:6]
-    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem).lstrip(".") or "run"
+    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem).lstrip(".")[:_STEM_LIMIT] or "run"
     return f"{safe}-{short}" + (f"-{array_index}" if array_index else "")
 
 

@@ -18,7 +18,8 @@ STOPS = {
 class SignalPipe:
     """While open, SIGTERM, SIGINT, SIGHUP and SIGCHLD arrive through `fileno()`.
 
-    A signal that was ignored when we started (nohup ignores SIGHUP) stays ignored.
+    A signal that was ignored when we started (nohup ignores SIGHUP) stays ignored. Once closed, the stop
+    signals are ignored to the process' end: the verdict is reached, and systemd's second SIGTERM must not change it.
     """
 
     def __init__(self) -> None:
@@ -41,10 +42,10 @@ class SignalPipe:
             return []
 
     def close(self) -> None:
-        """Put the previous handlers back."""
-        signal.set_wakeup_fd(self._wakeup)
+        """Listen no more."""
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if number in STOPS else handler)
+        signal.set_wakeup_fd(self._wakeup)
         os.close(self._read)
         os.close(self._write)
 

@@ -35,10 +35,16 @@ def _attach() -> None:
 _boot = os.environ.get("KSUPERVISE_BOOT")
 if _boot in sys.path:
     try:
-        import ksupervise  # noqa: F401 - found in the zip; its submodules are found through its own path
+        import ksupervise  # found in the zip, and its submodules through its own path
     except Exception:
         pass
     sys.path[:] = [entry for entry in sys.path if entry != _boot]
+    try:
+        # An installed one lends what the zip has not: the script may call `ksupervise status`.
+        _places = [os.path.join(entry, "ksupervise") for entry in sys.path]
+        ksupervise.__path__ += [place for place in _places if os.path.isdir(place)]
+    except Exception:
+        pass
     try:
         _found = _run_hidden()
     finally:

@@ -1,0 +1,165 @@
+"""From the child's death to its successor's exec, and where the time goes.
+
+The killer notes when it kills, and waits on a pidfd of its own: nobody can know earlier. The parent runs with a
+stopwatch around its loop (`workloads/watched.py`), the child says when its first line ran.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from measure import WORKLOADS, Report, ended, environment, journal, tell, wait_for
+
+Ready = Callable[[list[dict[str, Any]], int], bool]  # journal, attempt → it may be killed
+POLL = 0.1  # seconds; what a supervisor without pidfd commonly sleeps
+
+
+@dataclass(frozen=True)
+class Death:
+    """One kill and what followed, in seconds after it."""
+
+    limit: float  # a pidfd of the killer's
+    noticed: float
+    swept: float
+    settled: float
+    decided: float
+    launching: float
+    spawned: float
+    started: float  # the child's first own line
+    backoff: float  # of that, waited on purpose
+
+
+def run(report: Report, folder: Path, *, quick: bool, random: random.Random) -> None:
+    """Kill a tiny child, and one with a staged state of 30 MB."""
+    kills = 3 if quick else 12
+    tell("control: a loop that polls every 100 ms")
+    report.add("control: death noticed by a poll every 100 ms", "ms", _polled(kills, random))
+    tell("tiny child, two deaths under each parent")
+    tiny = [_tiny(folder / f"tiny{number}", 2, random) for number in range(kills)]
+    _enter(report, "tiny child, first death under its parent", [first for first, _ in tiny])
+    _enter(report, "tiny child, second death", [second for _, second in tiny])
+    tell("Keras child with 30 MB staged")
+    keras = _keras(folder / "keras", kills + 1, random)
+    _enter(report, "Keras child, 30 MB staged", keras[1:], beyond=True)
+    report.raw["keras_first"] = vars(keras[0])
+
+
+def _enter(report: Report, name: str, deaths: Sequence[Death], *, beyond: bool = False) -> None:
+    """`beyond`: the aim is for what comes on top of the kernel's own time to end a large process."""
+
+    def add(what: str, values: list[float], aim: tuple[str, float] | None = None) -> None:
+        report.add(what, "ms", [1000 * value for value in values], aim)
+
+    add(f"{name}: noticed", [death.noticed for death in deaths], None if beyond else ("≤", 5))
+    add("  of that the kernel (until any pidfd could tell)", [death.limit for death in deaths])
+    add("  beyond it", [death.noticed - death.limit for death in deaths], ("≤", 5) if beyond else None)
+    add("  noticed → swept, last output read", [death.swept - death.noticed for death in deaths])
+    add("  → leftovers committed, newest checkpoint known", [death.settled - death.swept for death in deaths])
+    add("  → decided, journal synced, line said", [death.decided - death.settled for death in deaths])
+    add("  → launch begins (backoff left out)", [death.launching - death.decided - death.backoff for death in deaths])
+    add("  → exec of the next attempt", [death.spawned - death.launching for death in deaths])
+    add("  kill → exec (backoff left out)", [death.spawned - death.backoff for death in deaths])
+    add("  exec → the script's first line", [death.started - death.spawned for death in deaths])
+    report.raw[name] = [vars(death) for death in deaths]
+
+
+def _polled(kills: int, rng: random.Random) -> list[float]:
+    """Milliseconds until a loop that polls sees the death."""
+    delays = []
+    for _ in range(2 * kills):
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        end = time.monotonic() + 0.1 + rng.random() * POLL
+        killed = 0.0
+        while child.poll() is None:
+            nap = time.monotonic() + POLL
+            if not killed and end < nap:
+                time.sleep(max(0.0, end - time.monotonic()))
+                child.kill()
+                killed = time.monotonic()
+            time.sleep(max(0.0, nap - time.monotonic()))
+        delays.append(1000 * (time.monotonic() - killed))
+    return delays
+
+
+def _tiny(folder: Path, deaths: int, rng: random.Random) -> list[Death]:
+    """A child that does nothing: without progress there is a backoff from the second death on."""
+
+    def ready(records: list[dict[str, Any]], attempt: int) -> bool:
+        return (folder / f"started-{attempt}").exists()
+
+    return _deaths(folder, [str(WORKLOADS / "tiny.py"), str(deaths)], deaths, ready, rng)
+
+
+def _keras(folder: Path, deaths: int, rng: random.Random) -> list[Death]:
+    """A training that dies of SIGKILL in mid-fit, each time after it has staged something new."""
+
+    def ready(records: list[dict[str, Any]], attempt: int) -> bool:
+        return any(record["event"] == "committed" and record["attempt"] == attempt for record in records)
+
+    script = [str(WORKLOADS / "started.py"), str(WORKLOADS / "mlp.py"), "--megabytes", "30", "--epochs", "100000"]
+    return _deaths(folder, script, deaths, ready, rng)
+
+
+def _deaths(folder: Path, script: list[str], deaths: int, ready: Ready, rng: random.Random) -> list[Death]:
+    folder.mkdir(parents=True)
+    marks = folder / "marks.jsonl"
+    command = [sys.executable, str(WORKLOADS / "watched.py"), str(marks), sys.executable, *script]
+    killed: list[tuple[float, float]] = []
+    with (
+        (folder / "output.txt").open("wb") as output,
+        ended(
+            subprocess.Popen(
+                command, cwd=folder, env=environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
+        ) as parent,
+    ):
+        for attempt in range(1, deaths + 1):
+            wait_for(lambda a=attempt: ready(journal(folder), a), parent)  # type: ignore[misc]
+            time.sleep(0.05 + 0.1 * rng.random())
+            launched = [record for record in journal(folder) if record["event"] == "launched"]
+            killed.append(_kill(launched[-1]["pid"]))
+        wait_for(lambda: (folder / f"started-{deaths + 1}").exists(), parent)
+        time.sleep(0.1)
+    return [_death(folder, marks, attempt, *times) for attempt, times in enumerate(killed, 1)]
+
+
+def _kill(pid: int) -> tuple[float, float]:
+    """When it was killed, and when a pidfd told so."""
+    fd = os.pidfd_open(pid)
+    watch = select.poll()
+    watch.register(fd, select.POLLIN)
+    killed = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    watch.poll()
+    dead = time.monotonic()
+    os.close(fd)
+    return killed, dead
+
+
+def _death(folder: Path, marks: Path, attempt: int, killed: float, dead: float) -> Death:
+    """What followed the kill of `attempt`, from the stopwatch's marks."""
+    lines = [json.loads(line) for line in marks.read_bytes().splitlines()]
+    at = {line["what"]: line["at"] for line in lines if line["attempt"] == attempt}
+    (backoff,) = (r["delay"] for r in journal(folder) if r["event"] == "relaunch" and r["attempt"] == attempt + 1)
+    return Death(
+        limit=dead - killed,
+        noticed=at["ChildExited"] - killed,
+        swept=at["Settle done"] - killed,
+        settled=at["Settled"] - killed,
+        decided=at["Relaunch done"] - killed,
+        launching=at["Launch"] - killed,
+        spawned=at["Launch done"] - killed,
+        started=float((folder / f"started-{attempt + 1}").read_text()) - killed,
+        backoff=backoff,
+    )

@@ -1,0 +1,268 @@
+"""A training script with many faces: `script.py CASE OUT`. It knows nothing of ksupervise.
+
+`INTERRUPT=where:step` makes it kill itself in its first life, once a checkpoint is there to go back to. It
+leaves OUT.json: a digest of all final weights, the History of each fit, and what it executed.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+CASE, OUT = sys.argv[1], Path(sys.argv[2])
+EPOCHS = int(os.environ.get("EPOCHS", "4"))
+WHERE, _, STEP = os.environ.get("INTERRUPT", "never:0").partition(":")
+FIRST_LIFE = os.environ.get("KSUPERVISE_ATTEMPT", "1") == "1"
+
+
+def count(kind: str) -> None:
+    """The witness outside ksupervise: one byte for everything that happened, in all lives."""
+    with open(f"{OUT}.{kind}", "ab") as stream:
+        stream.write(b".")
+
+
+def die_here(where: str, step: int) -> None:
+    if not FIRST_LIFE or where != WHERE or step < int(STEP):
+        return
+    run_dir = os.environ.get("KSUPERVISE_RUN_DIR")
+    if run_dir and any(os.scandir(Path(run_dir, "checkpoints"))):
+        os.kill(os.getpid(), getattr(signal, os.environ.get("WITH", "SIGKILL")))
+
+
+class Witness(keras.callbacks.Callback):
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+
+    def on_train_batch_begin(self, batch: int, logs: object = None) -> None:
+        die_here("batch", self.steps)
+
+    def on_train_batch_end(self, batch: int, logs: object = None) -> None:
+        self.steps += 1
+        count("steps")
+
+    def on_test_batch_begin(self, batch: int, logs: object = None) -> None:
+        die_here("validation", self.steps)
+
+    def on_epoch_end(self, epoch: int, logs: object = None) -> None:
+        die_here("epoch_end", self.steps)
+
+    def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
+        die_here("epoch_begin", self.steps)
+
+
+def data(samples: int = 640) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(3)
+    x = generator.normal(size=(samples, 12)).astype("float32")
+    return x, (x[:, :3].sum(axis=1) > 0).astype("int32")
+
+
+def body() -> list[layers.Layer]:
+    return [
+        layers.Dense(24, activation="relu"),
+        layers.BatchNormalization(),
+        layers.Dropout(0.4),
+        layers.GaussianNoise(0.1),
+        layers.Dense(1, activation="sigmoid"),
+    ]
+
+
+def built() -> keras.Model:
+    return keras.Sequential([keras.Input((12,)), *body()])
+
+
+def unbuilt() -> keras.Model:
+    return keras.Sequential(body())
+
+
+def functional() -> keras.Model:
+    inputs = keras.Input((12,))
+    left, right = layers.Dense(16, activation="tanh")(inputs), layers.Dense(16)(inputs)
+    outputs = layers.Dense(1, activation="sigmoid")(layers.Dropout(0.3)(layers.concatenate([left, right])))
+    return keras.Model(inputs, outputs)
+
+
+class OwnStep(keras.Model):
+    """Its own train_step, a metric and a counter of its own, a variable that Keras does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = unbuilt()
+        self.tracker = keras.metrics.Mean(name="own_loss")
+        self.seen = tf.Variable(0, dtype=tf.int64, trainable=False)
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        return self.net(x, training=training)
+
+    def train_step(self, batch: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
+        x, y = batch
+        with tf.GradientTape() as tape:
+            prediction = self(x, training=True)
+            loss = tf.reduce_mean(keras.losses.binary_crossentropy(y[:, None], prediction))
+            loss = loss * (1.0 + tf.cast(self.seen % 7, tf.float32) / 10.0)
+        self.optimizer.apply_gradients(
+            zip(tape.gradient(loss, self.trainable_variables), self.trainable_variables, strict=True)
+        )
+        self.seen.assign_add(1)
+        self.tracker.update_state(loss)
+        return {"own_loss": self.tracker.result()}
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        return [self.tracker]
+
+
+class OwnFit(keras.Model):
+    """Overrides fit, as some libraries do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = unbuilt()
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        return self.net(x, training=training)
+
+    def fit(self, *args: object, **kwargs: object) -> keras.callbacks.History:
+        kwargs.setdefault("shuffle", True)
+        return super().fit(*args, **kwargs)
+
+
+class Gan(keras.Model):
+    """No call, two optimizers that Keras does not compile: the GAN of Keras' own examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.discriminator = keras.Sequential([keras.Input((12,)), layers.Dense(16, "relu"), layers.Dense(1)])
+        self.generator = keras.Sequential([keras.Input((4,)), layers.Dense(16, "relu"), layers.Dense(12)])
+        self.noise = keras.random.SeedGenerator(5)
+
+    def compile(self) -> None:
+        super().compile()
+        self.d_optimizer = keras.optimizers.Adam(1e-3)
+        self.g_optimizer = keras.optimizers.RMSprop(1e-3)
+        self.loss_fn = keras.losses.BinaryCrossentropy(from_logits=True)
+
+    def train_step(self, batch: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
+        real, _ = batch
+        size = tf.shape(real)[0]
+        fake = self.generator(keras.random.normal((size, 4), seed=self.noise))
+        both, labels = tf.concat([fake, real], 0), tf.concat([tf.ones((size, 1)), tf.zeros((size, 1))], 0)
+        with tf.GradientTape() as tape:
+            d_loss = self.loss_fn(labels, self.discriminator(both))
+        weights = self.discriminator.trainable_weights
+        self.d_optimizer.apply_gradients(zip(tape.gradient(d_loss, weights), weights, strict=True))
+        noise = keras.random.normal((size, 4), seed=self.noise)
+        with tf.GradientTape() as tape:
+            g_loss = self.loss_fn(tf.zeros((size, 1)), self.discriminator(self.generator(noise)))
+        weights = self.generator.trainable_weights
+        self.g_optimizer.apply_gradients(zip(tape.gradient(g_loss, weights), weights, strict=True))
+        return {"d_loss": d_loss, "g_loss": g_loss}
+
+
+def compiled(model: keras.Model, **arguments: object) -> keras.Model:
+    arguments = {"optimizer": "adam", "loss": "binary_crossentropy", "metrics": ["accuracy", "auc"], **arguments}
+    model.compile(**arguments)
+    return model
+
+
+def pipeline(x: np.ndarray, y: np.ndarray) -> tf.data.Dataset:
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(640, seed=11)
+    noisy = dataset.map(lambda a, b: (a + tf.random.normal(tf.shape(a), stddev=0.01), b))
+    return noisy.batch(32).prefetch(2)
+
+
+FITS: list[keras.callbacks.History] = []
+
+
+def fit(model: keras.Model, *args: object, **kwargs: object) -> None:
+    callbacks = [*kwargs.pop("callbacks", []), Witness()]  # type: ignore[misc]
+    kwargs = {"epochs": EPOCHS, "batch_size": 32, "verbose": 0, **kwargs}
+    if isinstance(args[0], tf.data.Dataset):
+        kwargs.pop("batch_size")
+    FITS.append(model.fit(*args, callbacks=callbacks, **kwargs))
+
+
+def train() -> list[keras.Model]:
+    x, y = data()
+    if CASE in ("built", "unbuilt", "functional", "unseeded"):
+        model = compiled({"functional": functional, "unbuilt": unbuilt}.get(CASE, built)())
+        fit(model, x, y, validation_data=data(200))
+    elif CASE == "own_step":
+        model = compiled(OwnStep(), loss=None, metrics=None)
+        fit(model, x, y)
+    elif CASE == "own_fit":
+        model = compiled(OwnFit())
+        fit(model, x, y)
+    elif CASE == "gan":
+        model = Gan()
+        model.compile()
+        fit(model, x, y)
+    elif CASE == "tfdata":
+        model = compiled(unbuilt())
+        fit(model, pipeline(x, y), validation_data=pipeline(*data(96)))
+    elif CASE == "repeat":
+        model = compiled(built())
+        fit(model, pipeline(x, y).repeat(), steps_per_epoch=17)
+    elif CASE == "several_steps":
+        model = compiled(built(), steps_per_execution=3)
+        fit(model, x, y)
+    elif CASE == "callbacks":
+        model = compiled(built(), optimizer=keras.optimizers.SGD(0.5))
+        fit(
+            model,
+            x,
+            y,
+            validation_data=data(200),
+            callbacks=[
+                keras.callbacks.EarlyStopping(patience=2, restore_best_weights=True),
+                keras.callbacks.ReduceLROnPlateau(patience=1, factor=0.5),
+                keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.9),
+                keras.callbacks.ModelCheckpoint(f"{OUT}.best.keras", save_best_only=True),
+                keras.callbacks.CSVLogger(f"{OUT}.csv"),
+            ],
+        )
+    elif CASE == "two_fits":
+        model = compiled(built())
+        fit(model, x, y, epochs=2)
+        model.layers[0].trainable = False
+        compiled(model, optimizer=keras.optimizers.Adam(1e-4))
+        fit(model, x, y, epochs=EPOCHS)
+    elif CASE == "folds":
+        models = []
+        for fold in range(3):
+            models.append(compiled(built()))
+            fit(models[-1], x[fold::3], y[fold::3], epochs=2)
+        return models
+    else:
+        raise SystemExit(f"no case {CASE}")
+    return [model]
+
+
+def digest(models: list[keras.Model]) -> str:
+    total = hashlib.sha256()
+    for model in models:
+        for weight in model.get_weights():
+            total.update(np.ascontiguousarray(weight).tobytes())
+    return total.hexdigest()
+
+
+if CASE != "unseeded":
+    keras.utils.set_random_seed(17)
+trained = train()
+die_here("after", 0)
+evaluated = [] if CASE in ("gan", "own_step", "folds") else trained[0].evaluate(*data(200), verbose=0)
+result = {
+    "digest": digest(trained),
+    "histories": [history.history for history in FITS],
+    "epochs": [history.epoch for history in FITS],
+    "evaluated": evaluated,
+}
+Path(f"{OUT}.json").write_text(json.dumps(result, sort_keys=True))
+print("done", flush=True)
