@@ -27,7 +27,7 @@ def run(report: Report, folder: Path, *, quick: bool, random: random.Random) -> 
     options = ["--every", "24h", "--overhead", "0.00001"]
     finish([ksupervise(), *options, sys.executable, *script, *map(str, SIZES)], folder / "run")
     found = json.loads(result.read_bytes())
-    report.raw["timings"] = {size: {name: rows for name, rows in ways.items()} for size, ways in found.items()}
+    report.raw["timings"] = found
     for size, ways in found.items():
         report.notes.append(f"{float(size):g} MB, bytes written: {_bytes(ways)}")
         for name in sorted(ways, key=lambda name: (name.startswith("limit"), name != "ksupervise stage", name)):

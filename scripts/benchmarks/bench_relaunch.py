@@ -129,7 +129,7 @@ def _deaths(folder: Path, script: list[str], deaths: int, ready: Ready, rng: ran
             time.sleep(0.05 + 0.1 * rng.random())
             launched = [record for record in journal(folder) if record["event"] == "launched"]
             killed.append(_kill(launched[-1]["pid"]))
-        wait_for(lambda: (folder / f"started-{deaths + 1}").exists(), parent)
+        wait_for((folder / f"started-{deaths + 1}").exists, parent)
         time.sleep(0.1)
     return [_death(folder, marks, attempt, *times) for attempt, times in enumerate(killed, 1)]
 

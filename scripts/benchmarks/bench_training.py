@@ -12,6 +12,7 @@ import random
 import statistics
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from measure import EXAMPLES, WORKLOADS, Report, alternate, finish, journal, ksupervise, tell
@@ -31,7 +32,7 @@ class Timing:
 
 def run(report: Report, folder: Path, *, quick: bool, random: random.Random) -> None:
     """Measure both workloads."""
-    pairs, seconds = (3, 6.0) if quick else (10, 12.0)
+    pairs, seconds = (3, 6.0) if quick else (10, 10.0)
     workloads = {
         "digits CNN": [str(EXAMPLES / "digits_cnn.py")],
         "MLP, 30 MB of state": [str(WORKLOADS / "mlp.py"), "--megabytes", "30"],
@@ -81,6 +82,6 @@ def _train(script: list[str], epochs: int, folder: Path, *, supervised: bool) ->
     if supervised and not commits:
         raise SystemExit("bench: no checkpoint was committed; this would measure nothing")
     steps = fit["steps"] * (len(ends) - 1)
-    epoch = statistics.median(later - earlier for earlier, later in zip(ends, ends[1:], strict=False))
+    epoch = statistics.median(later - earlier for earlier, later in pairwise(ends))
     cpu = (fit["cpu"][-1] - fit["cpu"][0]) / steps
     return Timing(steps / (ends[-1] - ends[0]), cpu, epoch, fit["ended"] - ends[-1], steps, commits)

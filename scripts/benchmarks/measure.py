@@ -63,6 +63,11 @@ class Row:
         return self.spread.median >= bound if sign == "≥" else self.spread.median <= bound
 
 
+def _machine() -> str:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}, {platform.release()}"
+
+
 @dataclass
 class Report:
     """What a benchmark found."""
@@ -73,7 +78,7 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     raw: dict[str, Any] = field(default_factory=dict)
-    machine: str = field(default_factory=lambda: _machine())
+    machine: str = field(default_factory=_machine)
     load: list[float] = field(default_factory=lambda: [round(os.getloadavg()[0], 2)])
 
     def add(self, what: str, unit: str, values: Sequence[float], aim: tuple[str, float] | None = None) -> None:
@@ -94,7 +99,7 @@ class Report:
         """For people."""
         heading = f"{self.bench}{' (quick)' if self.quick else ''}: {self.machine}"
         lines = [f"{heading}; load {self.load[0]} before, {self.load[-1]} after; seed {self.seed}", ""]
-        table = [("", "median", "quartiles", "95 % of median", "n", "aim", "")]
+        table: list[tuple[str, ...]] = [("", "median", "quartiles", "95 % of median", "n", "aim", "")]
         table += [_cells(row) for row in self.rows]
         widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
         for line in table:
@@ -118,11 +123,6 @@ def _number(value: float) -> str:
     if value and abs(value) < 0.01:
         return f"{value:.2g}"
     return f"{value:.{max(0, min(4, 4 - len(str(int(abs(value))))))}f}"
-
-
-def _machine() -> str:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}, {platform.release()}"
 
 
 def tell(text: str) -> None:

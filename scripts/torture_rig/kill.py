@@ -458,7 +458,9 @@ def summary(outcomes: list[Outcome], planned: Expected, seconds: float, *, as_js
         f"longest loss {facts['longest_loss_s']} s (interval {EVERY} s)"
     )
     for outcome in failed:
-        print(f"FAILED: scripts/torture kill --runs 1 --seed {outcome.seed}{' --cold 1' if outcome.cold else ' --cold 0'}")
+        print(
+            f"FAILED: scripts/torture kill --runs 1 --seed {outcome.seed}{' --cold 1' if outcome.cold else ' --cold 0'}"
+        )
     print(f"kill torture: {len(outcomes) - len(failed)} good, {len(failed)} bad, {seconds:.0f} s")
     return 1 if failed else 0
 

@@ -90,8 +90,13 @@ def front(ctx: click.Context, /, **flags: Any) -> None:
     forces a command.
 
     \b
-    Exit codes: 0 done · 75 state saved, run me again · 125 gave up, do not requeue · 126/127 cannot run
-    130 stopped by the user · otherwise the script's own.
+    Exit codes:
+      0        done, or already done
+      75       state saved: run me again
+      125      retried and gave up: do not requeue
+      126 127  cannot be run, not found
+      130      stopped by the user
+      otherwise the script's own
     """
     ctx.obj = flags
     if ctx.invoked_subcommand is None:
@@ -162,7 +167,10 @@ def logs(ctx: click.Context, run: str | None, store: str | None, attempt: int | 
 @_store_option
 @click.pass_context
 def stop(ctx: click.Context, run: str | None, store: str | None) -> None:
-    """Save, then stop a run for good (exit 130; the same command goes on from a terminal)."""
+    """Save, then stop a run for good.
+
+    Its parent exits with 130; the same command goes on from a terminal, or with --retry.
+    """
     from ksupervise.parent.stop import stop as stop_run
 
     click.echo(stop_run(_directory(ctx, run, store)))
@@ -186,7 +194,10 @@ def checkpoints(ctx: click.Context, run: str | None, store: str | None, as_json:
 @_store_option
 @click.pass_context
 def verify(ctx: click.Context, run: str | None, store: str | None) -> None:
-    """Read every byte of every checkpoint; exit 1 if one is damaged."""
+    """Check every byte of every checkpoint.
+
+    Exit 1 if one is damaged.
+    """
     from ksupervise.report import checkpoints as report
 
     findings = report.verify(report.open_store(_directory(ctx, run, store)))

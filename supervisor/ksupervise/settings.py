@@ -135,7 +135,10 @@ def _deadline(name: str, value: Any) -> float:
     """A duration from now, or the next occurrence of a time of day, as a second of CLOCK_MONOTONIC."""
     match = _TIME_OF_DAY.fullmatch(str(value).strip())
     if match is None:
-        return time.monotonic() + _positive_duration(name, value)
+        try:
+            return time.monotonic() + _positive_duration(name, value)
+        except UsageError:
+            raise _bad(name, value, "a duration such as 11h30m, or a time of day such as 07:30") from None
     wanted = [int(part or 0) for part in match.groups()]
     now = time.localtime()
     ahead = (wanted[0] - now.tm_hour) * 3600 + (wanted[1] - now.tm_min) * 60 + wanted[2] - now.tm_sec

@@ -207,7 +207,9 @@ def test_no_command_is_2(words: list[str], capsys: pytest.CaptureFixture[str]) -
     assert "no command to supervise was given" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["--help"], ["-h"], ["status", "--help"], ["run", "--help"], ["--version"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["--help"], ["-h"], ["status", "--help"], ["run", "--help"], ["--version"]], ids=" ".join
+)
 def test_help_and_version_are_0(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(words)

@@ -82,7 +82,10 @@ def test_both_streams_into_one_file_keep_their_lines(place: Place) -> None:
     path = place.root / "both"
     with open(path, "wb") as both:
         parent = subprocess.Popen(
-            [*_command(place), "sh", "-c", "echo one; echo two >&2; echo three"], stdout=both, stderr=both, cwd=place.root
+            [*_command(place), "sh", "-c", "echo one; echo two >&2; echo three"],
+            stdout=both,
+            stderr=both,
+            cwd=place.root,
         )
         assert parent.wait(20) == 0
     lines = path.read_bytes().splitlines()
@@ -150,7 +153,10 @@ def test_closed_standard_descriptors_harm_nobody(place: Place, closed: str) -> N
     """Output must not land in whatever file got the free number."""
     script = place.write("noisy.sh", "echo out; echo err >&2\n")
     words = " ".join(f"'{word}'" if "'" not in word else f'"{word}"' for word in [*_command(place), "sh", script])
-    assert subprocess.run(["sh", "-c", f"{words} {closed}"], cwd=place.root, timeout=20, capture_output=True).returncode == 0
+    assert (
+        subprocess.run(["sh", "-c", f"{words} {closed}"], cwd=place.root, timeout=20, capture_output=True).returncode
+        == 0
+    )
     assert sorted((place.run_dir / "attempts/001/output.log").read_bytes().split()) == [b"err", b"out"]
     assert place.record()["state"] == "completed"
     assert place.events("verdict")

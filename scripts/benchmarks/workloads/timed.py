@@ -25,7 +25,7 @@ def supervisor_cpu() -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-class Clock(keras.callbacks.Callback):
+class Clock(keras.callbacks.Callback):  # type: ignore[misc]
     """When each epoch ended, and the CPU time used until then."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Clock(keras.callbacks.Callback):
         self.cpu.append(time.process_time() + supervisor_cpu())
 
 
-fits = []
+fits: list[dict[str, object]] = []
 plain_fit = keras.Model.fit
 
 

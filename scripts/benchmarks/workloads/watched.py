@@ -7,33 +7,42 @@ import time
 from typing import Any
 
 from ksupervise import cli
+from ksupervise.core.actions import Launch
+from ksupervise.core.decide import decide
 from ksupervise.parent import loop
 
-marks = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-attempt = 1  # whose end is awaited; what follows an end belongs to it
+
+class Stopwatch:
+    """Notes when each event was taken up, and when each action began and was done."""
+
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._attempt = 1  # whose end is awaited; what follows an end belongs to it
+        self._perform = loop.Supervisor._perform
+
+    def mark(self, what: str) -> None:
+        mark = {"what": what, "attempt": self._attempt, "at": time.monotonic()}
+        os.write(self._fd, json.dumps(mark).encode() + b"\n")
+
+    def decide(self, state: Any, event: Any) -> Any:
+        self.mark(type(event).__name__)
+        return decide(state, event)
+
+    def perform(self, supervisor: loop.Supervisor, action: Any) -> None:
+        name = type(action).__name__
+        self.mark(name)
+        self._perform(supervisor, action)
+        self.mark(f"{name} done")
+        if isinstance(action, Launch):
+            self._attempt = action.attempt
 
 
-def mark(what: str) -> None:
-    os.write(marks, json.dumps({"what": what, "attempt": attempt, "at": time.monotonic()}).encode() + b"\n")
+def perform(supervisor: loop.Supervisor, action: Any) -> None:
+    """In place of `Supervisor._perform`."""
+    watch.perform(supervisor, action)
 
 
-decide, perform = loop.decide, loop.Supervisor._perform
-
-
-def watched_decide(state: Any, event: Any) -> Any:
-    mark(type(event).__name__)
-    return decide(state, event)
-
-
-def watched_perform(self: Any, action: Any) -> None:
-    global attempt
-    name = type(action).__name__
-    mark(name)
-    perform(self, action)
-    mark(f"{name} done")
-    if name == "Launch":
-        attempt = action.attempt
-
-
-loop.decide, loop.Supervisor._perform = watched_decide, watched_perform  # type: ignore[method-assign]
+watch = Stopwatch(sys.argv[1])
+vars(loop)["decide"] = watch.decide
+loop.Supervisor._perform = perform  # type: ignore[method-assign, assignment]
 cli.main(sys.argv[2:])

@@ -12,7 +12,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from importlib.abc import Loader
     from importlib.machinery import ModuleSpec
     from types import ModuleType
@@ -33,10 +33,12 @@ def attach() -> None:
     if not tell(f'{{"op":"hello","pid":{os.getpid()},"python":"{version}"}}'):
         return  # no parent listens: an environment that outlived its run
     atexit.register(_say_goodbye)
+    if os.environ.get("KSUPERVISE_SEED"):
+        sys.meta_path.insert(0, _Finder("keras", _seed))
     if HOOKED in sys.modules:  # a notebook's kernel, or a fork of a process that has imported Keras
         _install(sys.modules[HOOKED])
     else:
-        sys.meta_path.insert(0, _Finder())
+        sys.meta_path.insert(0, _Finder(HOOKED, _install))
 
 
 def tell(line: str) -> bool:
@@ -60,8 +62,11 @@ def _guard_lock() -> None:
     global _lock_fd
     try:
         fd = int(os.environ.get("KSUPERVISE_LOCK_FD", ""))
+        lock = os.stat(os.path.join(os.environ["KSUPERVISE_RUN_DIR"], "lock"))
+        if not os.path.samestat(os.fstat(fd), lock):
+            return  # closed on the way here, and the number is something else's now
         os.set_inheritable(fd, False)
-    except (ValueError, OSError):
+    except (KeyError, ValueError, OSError):
         return
     _lock_fd = fd
     os.register_at_fork(after_in_child=_drop_lock)
@@ -81,18 +86,17 @@ def _say_goodbye() -> None:
     """The interpreter ends in good order, perhaps after an exception that it has shown."""
     if _attached_pid != os.getpid():
         return  # a fork that ends like its parent
-    import json
-
-    last = getattr(sys, "last_type", None)
+    last = getattr(getattr(sys, "last_type", None), "__name__", "")
     session = sys.modules.get("ksupervise.child.session")
-    trainer = session is not None and session.is_trainer()
-    message = {
-        "op": "exit",
-        "pid": os.getpid(),
-        "exception": getattr(last, "__name__", "") if last is not None else "",
-        "trainer": trainer,
-    }
-    tell(json.dumps(message))
+    trainer = "true" if session is not None and session.is_trainer() else "false"
+    # No import of json: the script may have a json.py of its own, which nobody asked to run.
+    exception = last if last.isidentifier() and last.isascii() else "Exception" if last else ""
+    tell(f'{{"op":"exit","pid":{os.getpid()},"exception":"{exception}","trainer":{trainer}}}')
+
+
+def _seed(keras: ModuleType) -> None:
+    """--seed N: what `keras.utils.set_random_seed(N)` right after the import would do."""
+    keras.utils.set_random_seed(int(os.environ["KSUPERVISE_SEED"]))
 
 
 def _install(module: ModuleType) -> None:
@@ -107,26 +111,31 @@ def _install(module: ModuleType) -> None:
 
 
 class _Finder:
-    """Finds nothing by itself; it only wraps the loader of the one module that we change."""
+    """Finds nothing by itself; it only wraps the loader of the one module it waits for."""
+
+    def __init__(self, name: str, then: Callable[[ModuleType], None]) -> None:
+        self._name = name
+        self._then = then
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """The spec that the others find for HOOKED, with a loader that calls us afterwards."""
-        if name != HOOKED:
+        """The spec that the others find, with a loader that calls us afterwards."""
+        if name != self._name:
             return None
         sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
         from importlib.util import find_spec
 
         spec = find_spec(name)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
+            spec.loader = _Loader(spec.loader, self._then)  # type: ignore[assignment]
         return spec
 
 
 class _Loader:
-    """The module's own loader, and then our hook."""
+    """The module's own loader, and then our part."""
 
-    def __init__(self, loader: Loader) -> None:
+    def __init__(self, loader: Loader, then: Callable[[ModuleType], None]) -> None:
         self._loader = loader
+        self._then = then
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._loader, name)
@@ -141,4 +150,4 @@ class _Loader:
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         module.__loader__ = self._loader
-        _install(module)
+        self._then(module)

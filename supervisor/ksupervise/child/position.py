@@ -28,10 +28,8 @@ class Position:
         self._last: Any = None
         self._plan: dict[str, Any] | None = None
         self._at_epoch_begin: dict[str, Any] | None = None
-        self._batch = 0
         self._after_skip: Callable[[], None] | None = None
         self.adapter = type(iterator.data_adapter).__name__
-        self.note = ""
         self._watch()
 
     def _watch(self) -> None:
@@ -73,16 +71,21 @@ class Position:
         """One iterator serves several epochs."""
         return getattr(self._keras, "steps_per_epoch", None) is not None
 
-    def capture(self, batch: int) -> dict[str, Any]:
-        """The position before batch number `batch` of the epoch in hand (0: between two epochs)."""
+    def capture(self, batch: int, *, inside: bool) -> dict[str, Any]:
+        """The position before batch number `batch` of the epoch in hand, or (not `inside`) between two epochs."""
+        seen = int(getattr(self._keras, "_steps_seen", 0) or 0)
         position: dict[str, Any] = {
             "adapter": self.adapter,
-            "made": self._made_before_epoch if batch else self._made,
-            "seen": int(getattr(self._keras, "_steps_seen", 0) or 0),
+            # Iterators that must have been made before the one that the next batch comes from.
+            "earlier": self._made_before_epoch if inside else self._made,
+            # Batches drawn from an iterator that serves several epochs; Keras counts the one that is about to be.
+            "seen": seen - self.steps_per_execution if inside else seen,
             "batch": batch,
             "num_batches": self._keras._num_batches,
         }
-        if batch and self._at_epoch_begin is not None:
+        if self._persistent:
+            position["earlier"] = self._made - (1 if self._keras._current_iterator is not None else 0)
+        if inside and self._at_epoch_begin is not None:
             position["randomness"] = self._at_epoch_begin
         if (batch or self._persistent) and not self._exact_by_replay:
             state = _serialize(self._last)
@@ -105,7 +108,7 @@ class Position:
         if position.get("num_batches") is not None and self._keras._num_batches is None:
             self._keras._num_batches = position["num_batches"]
         if self.adapter == "TFDatasetAdapter":
-            self._drop_iterators(int(position["made"]) - (1 if self._carries_over(position) else 0))
+            self._drop_iterators(int(position["earlier"]))
         return self._guarantee(position)
 
     def _guarantee(self, position: dict[str, Any]) -> str:
@@ -117,11 +120,8 @@ class Position:
             return "state exact, this epoch's order drawn anew (the script sets no seed)"
         return "exactly once, later epochs in a new order (the script sets no seed)"
 
-    def _carries_over(self, position: dict[str, Any]) -> bool:
-        return self._persistent and position["seen"] > 0 and not position["batch"]
-
     def _drop_iterators(self, count: int) -> None:
-        for _ in range(max(0, count)):
+        for _ in range(count):
             iter(self._get_iterator())
             self._made += 1
 
@@ -136,7 +136,7 @@ class Position:
         batch, stride = int(plan["batch"]), self.steps_per_execution
         if self._persistent and plan["seen"]:
             self._seek_persistent(plan)
-        elif batch and plan.get("randomness"):
+        elif plan.get("randomness"):
             randomness.put_back(plan["randomness"])
         restored = False
         for begin, end, iterator in self._enumerate():

@@ -12,6 +12,8 @@ do at which moment is the whole of the child's part:
 
 from __future__ import annotations
 
+import _thread
+import json
 import os
 import signal
 import sys
@@ -21,7 +23,7 @@ from types import FrameType
 from typing import Any
 
 from ksupervise import wire
-from ksupervise.child import callbacks, codec, position, randomness, state
+from ksupervise.child import attach, callbacks, codec, position, randomness, state
 from ksupervise.child.link import Link
 from ksupervise.child.stager import Stager
 from ksupervise.wire import Control, Slot
@@ -86,12 +88,10 @@ def begin_fit(callback_list: Any, caller: FrameType) -> Fit | None:
 def _claim() -> Session | None:
     import keras
 
-    claim = {
-        "op": "claim",
-        "pid": os.getpid(),
-        "keras": keras.__version__,
-        "backend": keras.backend.backend(),
-    }
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        return Session(None, f"Keras runs on {backend}; only its TensorFlow backend is checkpointed in this version")
+    claim = {"op": "claim", "pid": os.getpid(), "keras": keras.__version__, "backend": backend}
     try:
         link = Link(os.environ[wire.ENV_ADDRESS], claim)
     except OSError:
@@ -108,17 +108,23 @@ def _claim() -> Session | None:
 class Session:
     """This process as the trainer; without a link it is inert."""
 
-    def __init__(self, link: Link | None) -> None:
+    def __init__(self, link: Link | None, why: str = "") -> None:
+        """`why`: what to tell the user about a session that has no link."""
         self.pid = os.getpid()
         self.active = link is not None
         self.fit: Fit | None = None
         self.step = 0  # run-wide steps that are complete
         if link is None:
+            if why:
+                attach.tell(json.dumps({"op": "note", "text": why}))
             return
         self.link = link
-        control, *slots, self._lock_fd = link.fds
+        # The lock is held just by being open. So are the read ends of our own stdout and stderr: the script's
+        # next print must not fail, and end it before it is saved, because the parent is gone.
+        control, one, other, _lock, *self._outputs = link.fds
         self.control = Control(control)
-        self.stager = Stager(link, [Slot(fd) for fd in slots], int(link.grant["next_seq"]), int(link.grant["attempt"]))
+        slots = [Slot(one), Slot(other)]
+        self.stager = Stager(link, slots, int(link.grant["next_seq"]), int(link.grant["attempt"]))
         self.told: set[str] = set()
         _survive_parent()
         os.register_at_fork(after_in_child=self._drop)
@@ -182,6 +188,8 @@ class Session:
 
     def _orphaned(self) -> None:
         """On the reading thread: the parent is gone. Inside a fit the next batch saves and leaves."""
+        for fd in self._outputs:
+            _thread.start_new_thread(_drain, (fd,))
         grace = float(self.link.grant.get("grace", 30.0))
         fit = self.fit
         if fit is not None and fit.open:
@@ -214,6 +222,15 @@ class Session:
                 origin=about["origin"],
                 extra=about["extra"],
             )
+
+
+def _drain(fd: int) -> None:
+    """Read, and drop, what the script prints while nobody else does: a full pipe would stop it."""
+    try:
+        while os.read(fd, 65536):
+            pass
+    except OSError:
+        pass
 
 
 def _survive_parent() -> None:
@@ -299,7 +316,7 @@ class Fit:
         session.stager.hold(int(self._answer["slot"]))
         session.step = int(at["step"])
         self._epoch_step = session.step - int(at["batch"])
-        guarantee = "exact"
+        guarantee = "exact to the epoch (the position in the data is not known)"
         if self._position is not None:
             data = codec.decode(saved["data"], arrays)
             guarantee = self._position.resume(data, self._at_position)
@@ -513,6 +530,9 @@ class Fit:
 
     def _stage(self, kind: str, batch: int, origin: str, *, wait: float) -> None:
         session = self._session
+        if kind == "batch" and self._position is None:
+            self._due = float("inf")  # a loop of somebody's own: only an epoch's end can be gone back to
+            return
         if session.stager.busy and not wait:
             self._due = time.monotonic() + 0.1  # look again soon
             return
@@ -544,7 +564,9 @@ class Fit:
             "optimizers": state.recipe(model),
             "callbacks": self._roster.capture(extras),
             "randomness": codec.encode(randomness.capture(), extras, "extra/randomness"),
-            "data": codec.encode(self._position.capture(batch), extras, "extra/data") if self._position else None,
+            "data": codec.encode(self._position.capture(batch, inside=kind == "batch"), extras, "extra/data")
+            if self._position
+            else None,
             "validations": self._validation.made,
             "logs": codec.encode(_plain_logs(self._last_logs), extras, "extra/logs"),
         }

@@ -96,7 +96,7 @@ def _with_losses(attempts: list[AttemptAccount], committed: Record | None) -> li
             out.append(replace(attempt, lost_steps=max(0, attempt.last_step - kept)))
         else:
             out.append(attempt)
-        if attempt.first_step is not None:
+        if attempt.first_step is not None or attempt.resumed_from is not None:
             point = attempt.resumed_from or 0
     return out[::-1]
 

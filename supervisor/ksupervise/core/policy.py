@@ -134,12 +134,12 @@ def _failed(evidence: Evidence, seen: Circumstances, history: History, policy: P
 
 
 def _cause_of_failure(evidence: Evidence, seen: Circumstances) -> tuple[Cause, str]:
-    if seen.stalled:
-        return Cause.STALLED, f"no step for {seen.stalled:.0f} s"
     if seen.left:
         return Cause.PREEMPTED, seen.left
     if evidence.signal == signals.SIGTERM:
         return Cause.PREEMPTED, "SIGTERM to the child from outside"
+    if seen.stalled:
+        return Cause.STALLED, f"no step for {seen.stalled:.0f} s"
     if evidence.signal is not None:
         return Cause.SIGNAL, f"killed by {_signal_name(evidence.signal)}"
     if evidence.exit_code == 0:

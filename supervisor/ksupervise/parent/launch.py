@@ -86,7 +86,7 @@ def launch(
     environment: Mapping[str, str],
     layout: RunLayout,
     lock_fd: int,
-    open_dialogue: Callable[[int, int], Dialogue],
+    open_dialogue: Callable[[int, int, Sequence[int]], Dialogue],
     began: float,
     parameters: Mapping[str, float],
 ) -> Attempt:
@@ -110,7 +110,7 @@ def launch(
         raise
     finally:
         os.close(inherited)
-    dialogue = open_dialogue(number, live_fd)
+    dialogue = open_dialogue(number, live_fd, child.outputs)
     return Attempt(
         number,
         child,
@@ -129,7 +129,9 @@ def child_environment(
 ) -> dict[str, str]:
     """The script's environment with what our hook needs to find its way."""
     outer = environ.get(wire.ENV_BOOT)
-    path = [part for part in environ.get("PYTHONPATH", "").split(os.pathsep) if part and part != outer]
+    given = environ.get("PYTHONPATH", "")
+    # An empty part of a path that is not empty means the working directory.
+    path = [part for part in given.split(os.pathsep) if part != outer] if given else []
     ours = {
         wire.ENV_RUN: name,
         wire.ENV_RUN_DIR: run_dir,

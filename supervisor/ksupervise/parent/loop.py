@@ -274,7 +274,7 @@ class Supervisor:
                 self._environment,
                 owned.layout,
                 owned.lock.fileno(),
-                lambda number, live: Dialogue(self._desk, number, live),
+                lambda number, live, outputs: Dialogue(self._desk, number, live, outputs),
                 began,
                 parameters,
             )
@@ -370,14 +370,16 @@ class Supervisor:
             executed=control.integer("executed"),
         )
         self._journal.sync()
-        if action.cause is not Cause.USER_ERROR:
+        if action.cause is not Cause.USER_ERROR and self._state.stop is None:
             self._tell_if_plain(attempt)
 
     def _tell_if_plain(self, attempt: Attempt) -> None:
-        if self._told_plain or attempt.facts.keras:
+        if self._told_plain or attempt.facts.claimed:
             return
         self._told_plain = True
-        if attempt.facts.hooked:
+        if attempt.facts.keras:
+            note = "no call of model.fit was seen (a loop of the script's own?): nothing is checkpointed"
+        elif attempt.facts.hooked:
             note = "no Keras was imported: supervised as a plain restarter, nothing is checkpointed"
         else:
             note = (

@@ -24,6 +24,7 @@ from ksupervise.store import CheckpointStore, RunLayout, RunLock, owner_is_alive
 from ksupervise.wire import ENV_RUN_DIR
 
 ARCHIVE = ".archive"
+_ANNOUNCING = 1.0  # seconds in which a new owner has surely written who it is
 _LEAVING = 15.0  # seconds beyond the grace that a lost parent's child may take to save and leave
 
 
@@ -193,20 +194,23 @@ def _enter_lost_attempt(layout: RunLayout, accounts: Account) -> None:
 def _acquire(layout: RunLayout, grace: float, say: Callable[[str], None]) -> RunLock:
     """The run's lock. A dead parent's child may still be saving: it is awaited, then ended.
 
-    Raises RunBusy if a living parent holds it.
+    Raises RunBusy if a living parent holds it, or one that did not say who it is.
     """
     lock = RunLock(layout.lock)
-    end = time.monotonic() + grace + _LEAVING
+    began = time.monotonic()
+    end = began + grace + _LEAVING
     told = False
     while not lock.acquire():
         owner = read_owner(layout.lock)
-        if owner is not None and owner_is_alive(owner) is not False:
-            where = f"process {owner.pid} on {owner.host}"
+        now = time.monotonic()
+        unknown = owner is None and now - began > _ANNOUNCING  # it cannot write: its disk is full
+        if unknown or (owner is not None and owner_is_alive(owner) is not False):
+            where = f"process {owner.pid} on {owner.host}" if owner else "a process that could not say who it is"
             raise RunBusy(f"run {Path(layout.root).name} is being supervised by {where}; nothing was done")
-        if not told:
+        if owner is not None and not told and now - began > _ANNOUNCING:
             say("the parent of this run is gone; waiting for its child to save and leave")
             told = True
-        if time.monotonic() > end:
+        if owner is not None and now > end:
             end += _LEAVING
             _kill_strays(str(layout.root))
         time.sleep(0.05)
@@ -228,7 +232,7 @@ def _kill_strays(run_dir: str) -> None:
 def _archive(layout: RunLayout, lock: RunLock, say: Callable[[str], None]) -> RunLock:
     """Move the run's directory away and make an empty one. Returns the new directory's lock."""
     root = Path(layout.root)
-    if not any(Path(path).exists() for path in (layout.run_json, layout.journal)):
+    if not any(map(os.path.lexists, (layout.run_json, layout.journal))) and not os.listdir(layout.checkpoints):
         return lock
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime())
     target = root.parent / ARCHIVE / f"{root.name}-{stamp}"

@@ -176,6 +176,8 @@ def reap_orphans(spare: int) -> None:
 
 def _kill_children(spare: int) -> list[int]:
     """SIGKILL and reap all our descendants but `spare`; return those still there."""
+    if not _has_children():
+        return []
     import psutil
 
     left = []
@@ -187,6 +189,19 @@ def _kill_children(spare: int) -> list[int]:
         if not _reap(process.pid):
             left.append(process.pid)
     return left
+
+
+def _has_children() -> bool:
+    """We have children, dead or alive. Mostly not: that spares psutil's import and its walk over all processes.
+
+    Without children there are no descendants: an orphan becomes our child where we are a subreaper, and is out of
+    sight where we are not.
+    """
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _reap(pid: int) -> bool:

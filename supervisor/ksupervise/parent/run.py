@@ -117,9 +117,13 @@ def digest(script: str) -> str:
 def find_script(command: Sequence[str]) -> str:
     """Absolute path of the script that `command` runs, "" if none can be told.
 
-    It is the first argument that is an existing file, after `python`, `uv run`, `bash` … and their options; the
-    file of `-m module` if it lies here; the program itself when it is a text file (`./train.py`).
+    It is the program itself when it is a text file (`./train.py`); else the first argument that is an existing file,
+    after `python`, `torchrun`, `bash` … and their options, or the file of `-m module` if it lies here.
     """
+    program = command[0]
+    itself = os.path.abspath(program) if _is_text(program) else ""
+    if itself and Path(program).suffix[1:].isalpha():
+        return itself  # not a launcher: those have no suffix
     for word, following in zip(command[1:], [*command[2:], ""], strict=False):
         if word == "-c":
             return ""
@@ -127,7 +131,7 @@ def find_script(command: Sequence[str]) -> str:
             return found
         if not word.startswith("-") and os.path.isfile(word):
             return os.path.abspath(word)
-    return os.path.abspath(command[0]) if os.path.isfile(command[0]) and _is_text(command[0]) else ""
+    return itself
 
 
 def _module_file(module: str) -> str:
@@ -154,7 +158,7 @@ def default_name(command: Sequence[str], script: str, array_index: str = "") -> 
         stem = "python"  # `python3.11 -c …` is what `python -c …` is
     arguments = _arguments(command, script)
     short = hashlib.sha256("\0".join(arguments).encode(errors="surrogateescape")).hexdigest()[:6]
-    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem).lstrip(".")[:_STEM_LIMIT] or "run"
+    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem).lstrip(".-")[:_STEM_LIMIT] or "run"
     return f"{safe}-{short}" + (f"-{array_index}" if array_index else "")
 
 

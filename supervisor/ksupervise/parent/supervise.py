@@ -16,6 +16,7 @@ from ksupervise.parent.console import Console
 from ksupervise.parent.loop import Supervisor
 from ksupervise.parent.owned import OwnedRun, take
 from ksupervise.parent.voice import Voice
+from ksupervise.store import StoreUnwritable
 
 # Set to a number above 0 in every process of a group but the first.
 _RANKS = ("SLURM_PROCID", "RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
@@ -47,7 +48,10 @@ def _to_verdict(
 ) -> int:
     verdict = Supervisor(owned, command, settings, console, voice).run()
     line = _last_line(owned, verdict)
-    owned.conclude(verdict)
+    try:
+        owned.conclude(verdict)
+    except StoreUnwritable as error:  # the verdict stands all the same; the next call finds a run that was lost
+        voice.say(str(error), urgent=True)
     voice.say(line, urgent=verdict.state is not RunState.COMPLETED)
     return verdict.exit_code
 

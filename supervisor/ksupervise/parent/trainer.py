@@ -6,7 +6,7 @@ Messages of the child ("op"):
 |---|---|---|
 | `hello` | our hook arrived in an interpreter | |
 | `keras` | it imported Keras | |
-| `claim` | its first fit begins: may it be the trainer? | `claim`, with the control page, the slots and the lock |
+| `claim` | its first fit begins: may it be the trainer? | `claim`, with the control page, the slots, the lock, its own pipes |
 | `fit` | a fit begins, asked for so many epochs | `restore`: the mode and the slot that holds the state |
 | `restored` | the state is back, with this guarantee | |
 | `refused` | the state does not fit the model | |
@@ -19,7 +19,7 @@ Messages of the child ("op"):
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +50,7 @@ class Facts:
 
     hooked: bool = False
     keras: str = ""
+    claimed: bool = False
     exception: str = ""
     orderly: bool = False
     fit_open: bool = False
@@ -77,10 +78,11 @@ class Desk:
 class Dialogue:
     """One attempt's conversation. Everything runs on the loop's thread."""
 
-    def __init__(self, desk: Desk, attempt: int, live_fd: int) -> None:
+    def __init__(self, desk: Desk, attempt: int, live_fd: int, outputs: Sequence[int]) -> None:
+        """`live_fd`: the control page. `outputs`: read ends of the child's stdout and stderr."""
         self._desk = desk
         self._attempt = attempt
-        self._live_fd = live_fd
+        self._shared = (live_fd, *(slot.fd for slot in desk.stage.slots), desk.lock_fd, *outputs)
         self._trainer: Connection | None = None
         self._fits = 0
         self._submitted = 0  # newest seq handed to the persister
@@ -124,6 +126,7 @@ class Dialogue:
             self._desk.voice.once("second-trainer", note)
             return
         self._trainer = connection
+        self.facts.claimed = True
         self.trainer_pid = connection.pid or int(message.get("pid", 0))
         desk = self._desk
         grant = {
@@ -136,8 +139,7 @@ class Dialogue:
             "grace": desk.grace,
             "next_seq": max(desk.store.next_seq(), self._submitted + 1),
         }
-        slots = [slot.fd for slot in desk.stage.slots]
-        connection.send(grant, [self._live_fd, *slots, desk.lock_fd])
+        connection.send(grant, self._shared)
         self._write("claimed", pid=self.trainer_pid, keras=message.get("keras"), backend=message.get("backend"))
         desk.post(Claimed())
 

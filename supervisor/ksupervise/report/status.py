@@ -116,6 +116,8 @@ def as_json(standing: Standing) -> dict[str, Any]:
     if attempts and attempts[-1]["ended"] is None and live is not None and live.executed:
         attempts[-1].update(first_step=live.first_step, last_step=live.step)
         executed += live.executed
+    if attempts and attempts[-1]["ended"] is None and standing.state is RunState.LOST:
+        attempts[-1].update(cause="lost", detail="the parent was killed or the machine went away")
     position = newest.manifest.position if newest else None
     return {
         "run": standing.record.name,

@@ -91,7 +91,10 @@ class RunLayout:
             _make(path)
         probe = os.path.join(self.tmp, unique("probe"))
         _make(probe)
-        os.rmdir(probe)
+        try:
+            os.rmdir(probe)
+        except FileNotFoundError:
+            pass  # the owner of the run sweeps at this moment
 
     def make_attempt(self, number: int) -> str:
         """Make that attempt's directory; its path. Raises StoreUnwritable or StoreFull."""

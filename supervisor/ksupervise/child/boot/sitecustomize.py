@@ -29,7 +29,7 @@ def _attach() -> None:
 
             ksupervise.child.attach.attach()
     except Exception:
-        pass  # the parent learns it from the handshake that does not come
+        pass  # the parent misses what we would have said, and says so
 
 
 _boot = os.environ.get("KSUPERVISE_BOOT")
@@ -42,7 +42,7 @@ if _boot in sys.path:
     try:
         # An installed one lends what the zip has not: the script may call `ksupervise status`.
         _places = [os.path.join(entry, "ksupervise") for entry in sys.path]
-        ksupervise.__path__ += [place for place in _places if os.path.isdir(place)]
+        sys.modules["ksupervise"].__path__ += [place for place in _places if os.path.isdir(place)]
     except Exception:
         pass
     try:

@@ -1,0 +1,126 @@
+"""Where a fit goes on: fresh, resumed or skipped, and from which checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ksupervise.core.resume import Mode, plan
+
+
+@dataclass(frozen=True)
+class Known:
+    """A checkpoint as `plan` looks at it."""
+
+    seq: int
+    fit: int = 1
+    epoch: int = 0
+    kind: str = "epoch"
+    epochs: int = 10
+    stopped: bool = False
+
+
+def newest_first(*known: Known) -> list[Known]:
+    """As a store lists them."""
+    return sorted(known, key=lambda each: -each.seq)
+
+
+def test_a_fit_of_which_nothing_is_known_starts_fresh() -> None:
+    assert plan(1, 10, []).mode is Mode.FRESH
+    assert plan(2, 10, [Known(1, fit=1)]).mode is Mode.FRESH
+
+
+def test_an_open_fit_goes_on_from_its_newest_checkpoint() -> None:
+    epoch, batch = Known(1, epoch=1), Known(2, epoch=1, kind="batch")
+    found = plan(1, 10, newest_first(epoch, batch))
+    assert (found.mode, found.checkpoint, found.refusal) == (Mode.RESUME, batch, "")
+
+
+def test_a_complete_fit_is_not_trained_again() -> None:
+    epoch, final = Known(1, epoch=10), Known(2, epoch=10, kind="final")
+    found = plan(1, 10, newest_first(epoch, final))
+    assert (found.mode, found.checkpoint) == (Mode.SKIP, final)
+
+
+def test_a_fit_that_its_callbacks_ended_early_is_complete_whatever_is_asked() -> None:
+    final = Known(2, epoch=4, kind="final", stopped=True)
+    assert plan(1, 10, [final]).mode is Mode.SKIP
+    assert plan(1, 50, [final]).mode is Mode.SKIP
+
+
+def test_raised_epochs_go_on_from_the_last_epochs_own_end() -> None:
+    epoch, final = Known(1, epoch=10), Known(2, epoch=10, kind="final")
+    found = plan(1, 20, newest_first(epoch, final))
+    assert (found.mode, found.checkpoint) == (Mode.RESUME, epoch)
+
+
+def test_raised_epochs_go_on_from_the_final_state_where_no_other_was_kept() -> None:
+    final = Known(2, epoch=10, kind="final")
+    assert plan(1, 20, [final]).checkpoint == final
+
+
+def test_raised_epochs_that_were_begun_go_on_from_where_they_are() -> None:
+    known = [Known(1, epoch=10), Known(2, epoch=10, kind="final"), Known(3, epoch=12, kind="batch", epochs=20)]
+    assert plan(1, 20, newest_first(*known)).checkpoint == known[2]
+
+
+def test_raised_epochs_that_were_begun_and_put_back_are_complete_again() -> None:
+    final = Known(2, epoch=10, kind="final")
+    later = Known(3, epoch=12, kind="batch", epochs=20)
+    found = plan(1, 10, newest_first(final, later))
+    assert (found.mode, found.checkpoint) == (Mode.SKIP, final)
+
+
+def test_fewer_epochs_than_were_trained_are_refused() -> None:
+    found = plan(1, 5, [Known(1, epoch=10, kind="final")])
+    assert "10 epochs" in found.refusal
+    assert "asks for 5" in found.refusal
+    assert found.checkpoint is None
+
+
+def test_an_epoch_in_hand_counts_as_trained() -> None:
+    known = [Known(1, epoch=5, kind="batch")]
+    assert plan(1, 5, known).refusal
+    assert not plan(1, 6, known).refusal
+
+
+def test_a_later_fit_is_void_once_an_earlier_one_was_trained_further() -> None:
+    first, second = Known(1, fit=1, kind="final", epoch=10), Known(2, fit=2, kind="final", epoch=10)
+    further = Known(3, fit=1, kind="final", epoch=20, epochs=20)
+    assert plan(2, 10, newest_first(first, second)).mode is Mode.SKIP
+    assert plan(2, 10, newest_first(first, second, further)).mode is Mode.FRESH
+
+
+def test_later_fits_do_not_disturb_an_earlier_one() -> None:
+    first, second = Known(1, fit=1, kind="final", epoch=10), Known(2, fit=2, epoch=3)
+    assert plan(1, 10, newest_first(first, second)).checkpoint == first
+
+
+KNOWN = st.builds(
+    Known,
+    seq=st.just(0),
+    fit=st.integers(1, 3),
+    epoch=st.integers(0, 4),
+    kind=st.sampled_from(["batch", "epoch", "final"]),
+    epochs=st.integers(1, 5),
+    stopped=st.booleans(),
+)
+
+
+@given(st.lists(KNOWN, max_size=8), st.integers(1, 3), st.integers(1, 5))
+def test_laws_of_the_plan(entries: list[Known], fit: int, epochs: int) -> None:
+    known = newest_first(*(replace(entry, seq=seq) for seq, entry in enumerate(entries, 1)))
+    found = plan(fit, epochs, known)
+    assert (found.checkpoint is None) == (found.mode is Mode.FRESH or bool(found.refusal))
+    if found.checkpoint is not None:
+        assert found.checkpoint.fit == fit
+        assert all(other.seq < found.checkpoint.seq for other in known if other.fit < fit)
+        assert found.mode is Mode.SKIP or found.checkpoint.epoch <= epochs
+    if found.mode is Mode.SKIP:
+        assert found.checkpoint is not None
+        assert found.checkpoint.kind == "final"
+    if found.mode is Mode.FRESH:
+        since = max((each.seq for each in known if each.fit < fit), default=0)
+        assert not [each for each in known if each.fit == fit and each.seq > since]
