@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from pathlib import Path
@@ -113,12 +114,9 @@ def test_a_bad_line_in_pyproject_is_named(name: str, value: str) -> None:
 
 @given(st.text(max_size=12) | st.from_regex(r"[0-9.]{1,30}(ms|s|m|h|d)", fullmatch=True))
 def test_any_text_is_a_finite_duration_or_a_usage_error(text: str) -> None:
-    try:
+    with contextlib.suppress(UsageError):
         seconds = duration("--every", text)
-    except UsageError as error:
-        assert "--every" in str(error)
-    else:
-        assert 0 <= seconds
+        assert seconds >= 0
         assert math.isfinite(seconds)
 
 

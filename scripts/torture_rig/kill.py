@@ -13,6 +13,7 @@ import collections
 import concurrent.futures
 import contextlib
 import hashlib
+import itertools
 import json
 import mmap
 import os
@@ -290,7 +291,7 @@ class Run:
             if not lost or not times or lost >= len(times):
                 continue
             seconds = times[-1] - times[-1 - lost]
-            gap = max((b - a for a, b in zip(times, times[1:], strict=False)), default=0.0)
+            gap = max((b - a for a, b in itertools.pairwise(times)), default=0.0)
             self.outcome.longest_loss = max(self.outcome.longest_loss, seconds)
             if seconds > EVERY + 2 * gap + 0.25:
                 self.outcome.problems.append(
@@ -395,7 +396,11 @@ def torture(base: Path, runs: int, seed: int, cold: int, jobs: int, *, keep: boo
     began = time.monotonic()
     (base / "plain").mkdir()
     planned = plain_job(base / "plain")
-    say = (lambda text: print(text, file=sys.stderr, flush=True)) if as_json else (lambda text: print(text, flush=True))
+    stream = sys.stderr if as_json else sys.stdout
+
+    def say(text: str) -> None:
+        print(text, file=stream, flush=True)
+
     say(f"undisturbed: {planned.steps} steps, weights {planned.digest[:12]}")
     outcomes: list[Outcome] = []
     with zygote(base) as socket, concurrent.futures.ThreadPoolExecutor(jobs) as pool:
@@ -430,7 +435,8 @@ def summary(outcomes: list[Outcome], planned: Expected, seconds: float, *, as_js
         "validation": places["validation"],
         "outside fit": places["outside fit"],
     }
-    facts = {
+    counted = sum(outcome.counted for outcome in outcomes)
+    facts: dict[str, object] = {
         "runs": len(outcomes),
         "cold": sum(outcome.cold for outcome in outcomes),
         "failed": len(failed),
@@ -440,7 +446,7 @@ def summary(outcomes: list[Outcome], planned: Expected, seconds: float, *, as_js
         "attempts": sum(outcome.attempts for outcome in outcomes),
         "resumed": sum(outcome.resumed for outcome in outcomes),
         "planned_steps": planned.steps,
-        "steps_counted": sum(outcome.counted for outcome in outcomes),
+        "steps_counted": counted,
         "steps_lost": sum(outcome.lost for outcome in outcomes),
         "longest_loss_s": round(max((outcome.longest_loss for outcome in outcomes), default=0.0), 3),
         "seconds": round(seconds, 1),
@@ -453,8 +459,8 @@ def summary(outcomes: list[Outcome], planned: Expected, seconds: float, *, as_js
     percent = {name: 100 * count / max(1, len(hits)) for name, count in share.items()}
     print("landed " + ", ".join(f"{name} {value:.0f}%" for name, value in percent.items()))
     print(
-        f"steps counted {facts['steps_counted']} = {planned.steps} planned x {facts['runs']} + "
-        f"{facts['steps_counted'] - planned.steps * len(outcomes)}; the journals admit {facts['steps_lost']} lost; "
+        f"steps counted {counted} = {planned.steps} planned x {len(outcomes)} + "
+        f"{counted - planned.steps * len(outcomes)}; the journals admit {facts['steps_lost']} lost; "
         f"longest loss {facts['longest_loss_s']} s (interval {EVERY} s)"
     )
     for outcome in failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -55,6 +56,13 @@ class _Front(click.Group):
         position = len(given) - len(words) - 1
         self.forced = position >= 0 and given[position] == "--"
         return rest
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the sub-command; a reader of our output that has seen enough ends us as it ends any Unix tool."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            _die_of_sigpipe()
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -213,6 +221,8 @@ def verify(ctx: click.Context, run: str | None, store: str | None) -> None:
 def main(argv: list[str] | None = None) -> NoReturn:
     """The program. Never returns: every way out is an exit code."""
     _open_standard_descriptors()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path that this terminal cannot show
     try:
         front.main(args=argv, prog_name="ksupervise", standalone_mode=False)
     except KsuperviseError as error:
@@ -223,8 +233,6 @@ def main(argv: list[str] | None = None) -> NoReturn:
         sys.exit(2)
     except click.Abort:
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        _die_of_sigpipe()
     sys.exit(0)
 
 

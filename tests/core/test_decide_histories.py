@@ -52,8 +52,9 @@ KILL = Signal("KILL", Target.GROUP)
 
 
 def done(actions: tuple[Action, ...]) -> list[Action]:
-    """`actions` without the forgetting of timers, which is never wrong."""
-    return [action for action in actions if not isinstance(action, ClearTimer)]
+    """`actions` without the forgetting of timers, which is never wrong, and without the limit of the last commit."""
+    limit = SetTimer(Timer.SETTLE, Policy().settle_wait)
+    return [action for action in actions if not isinstance(action, ClearTimer) and action != limit]
 
 
 def cause(actions: tuple[Action, ...]) -> Cause:
@@ -70,7 +71,7 @@ def test_a_run_that_nothing_happens_to() -> None:
     assert run.happens(Spawned(), FitBegan(1), Staged(5), FitEnded(1)) == ()
     assert done(run.happens(ChildExited())) == [Settle()]
     actions = run.happens(Settled(DONE_WELL))
-    assert actions == (EndAttempt(Cause.COMPLETED, "completed"), Finish(RunState.COMPLETED, 0, "completed"))
+    assert done(actions) == [EndAttempt(Cause.COMPLETED, "completed"), Finish(RunState.COMPLETED, 0, "completed")]
 
 
 def test_a_command_that_cannot_be_executed() -> None:
@@ -276,7 +277,7 @@ class TestAStopInAnOddMoment:
 def test_a_killed_child_is_launched_again() -> None:
     run = Run().in_fit()
     actions = run.dies(CRASHED)
-    assert actions == (EndAttempt(Cause.SIGNAL, "killed by SIGKILL"), Relaunch(1))
+    assert done(actions) == [EndAttempt(Cause.SIGNAL, "killed by SIGKILL"), Relaunch(1)]
     assert run.happens(TimerFired(Timer.BACKOFF)) == (Launch(2),)
 
 
@@ -335,7 +336,7 @@ def test_a_child_that_says_it_leaves_and_does_not_is_ended() -> None:
 def test_a_stalled_child_is_killed_and_launched_again() -> None:
     run = Run().in_fit()
     run.happens(STALL)
-    assert run.dies(CRASHED) == (EndAttempt(Cause.STALLED, "no step for 60 s"), Relaunch(1))
+    assert done(run.dies(CRASHED)) == [EndAttempt(Cause.STALLED, "no step for 60 s"), Relaunch(1)]
 
 
 def test_a_stall_within_a_drain_is_the_drains_own_matter() -> None:
@@ -427,3 +428,12 @@ def test_a_child_that_dies_in_the_very_last_moment_is_launched_again() -> None:
     assert run.happens(ChildExited()) == ()
     assert cause(run.happens(Settled(CRASHED))) is Cause.STALLED
     assert run.phase is Phase.WAITING
+
+
+def test_a_store_that_does_not_take_the_last_stage_ends_the_run() -> None:
+    run = Run().in_fit()
+    run.happens(ChildExited())
+    verdict = done(run.happens(TimerFired(Timer.SETTLE)))[-1]
+    assert isinstance(verdict, Finish)
+    assert verdict.exit_code == 125
+    assert run.happens(Settled(CRASHED)) == ()

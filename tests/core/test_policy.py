@@ -55,16 +55,9 @@ def test_a_plain_program_that_exits_0_is_completed() -> None:
 
 @pytest.mark.parametrize("kind", StopKind)
 def test_who_asked_decides_the_exit_code_of_a_stop(kind: StopKind) -> None:
-    finish = stopped(kind).finish
-    assert finish is not None
-    assert (finish.state, finish.exit_code) == (
-        (RunState.INTERRUPTED, 130)
-        if kind in (StopKind.USER, StopKind.COMMAND)
-        else (
-            RunState.PREEMPTED,
-            75,
-        )
-    )
+    by_user = kind in (StopKind.USER, StopKind.COMMAND)
+    state, code = (RunState.INTERRUPTED, 130) if by_user else (RunState.PREEMPTED, 75)
+    assert stopped(kind).finish == Finish(state, code, kind.value)
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ class World:
     def _finish(self, verdict: Finish) -> World:
         if self.user_asked and verdict.exit_code == 75:
             raise Impossible("a user's stop became a preemption")
-        return replace(self, verdicts=(*self.verdicts, verdict))
+        return replace(self, settling=False, verdicts=(*self.verdicts, verdict))
 
     def possible(self) -> list[Event]:
         """Every event that can happen here and now, one of each kind that matters."""

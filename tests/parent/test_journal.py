@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -74,14 +75,11 @@ def test_garbage_is_passed_over(path: Path, garbage: bytes) -> None:
 
 @given(st.binary(max_size=200))
 def test_any_garbage_is_passed_over(garbage: bytes) -> None:
-    path = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path("/tmp")  # noqa: S108
-    path = path / f"journal-{os.getpid()}"
-    try:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "journal.jsonl")
         path.write_bytes(garbage)
         write(path, "launched")
         assert events(path)[-1] == "launched"
-    finally:
-        path.unlink()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")

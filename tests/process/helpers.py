@@ -23,8 +23,13 @@ T = TypeVar("T")
 
 SUPERVISOR = str(Path(ksupervise.__file__).resolve().parent.parent)
 PYTHON = sys.executable
-# Not `-m ksupervise` with a PYTHONPATH: the child's environment shall be the test's, with nothing of the rig's.
-KSUPERVISE = (PYTHON, "-c", f"import sys; sys.path.insert(0, {SUPERVISOR!r}); from ksupervise.cli import main; main()")
+# Not `-m ksupervise` with a PYTHONPATH: the environment is the child's alone, and without anything of the rig's.
+KSUPERVISE = (
+    PYTHON,
+    "-I",
+    "-c",
+    f"import sys; sys.path.insert(0, {SUPERVISOR!r}); from ksupervise.cli import main; main()",
+)
 PREFIX = b"ksupervise: "
 PATIENCE = 20.0  # seconds that anything may take on a loaded machine
 

@@ -87,11 +87,9 @@ def _say_goodbye() -> None:
     if _attached_pid != os.getpid():
         return  # a fork that ends like its parent
     last = getattr(getattr(sys, "last_type", None), "__name__", "")
-    session = sys.modules.get("ksupervise.child.session")
-    trainer = "true" if session is not None and session.is_trainer() else "false"
     # No import of json: the script may have a json.py of its own, which nobody asked to run.
     exception = last if last.isidentifier() and last.isascii() else "Exception" if last else ""
-    tell(f'{{"op":"exit","pid":{os.getpid()},"exception":"{exception}","trainer":{trainer}}}')
+    tell(f'{{"op":"exit","pid":{os.getpid()},"exception":"{exception}"}}')
 
 
 def _seed(keras: ModuleType) -> None:

@@ -38,11 +38,6 @@ _LEAVE_MARGIN = 2.0  # seconds before the deadline at which a long validation is
 _session: Session | None = None
 
 
-def is_trainer() -> bool:
-    """This process claimed the run."""
-    return _session is not None and _session.pid == os.getpid()
-
-
 def guarded(work: Callable[..., None], *arguments: Any) -> None:
     """Do our work; if it fails, training goes on without us, and the parent hears why."""
     try:
@@ -343,7 +338,7 @@ class Fit:
 
     def _tell_restored(self, saved: dict[str, Any], guarantee: str) -> None:
         at = saved["position"]
-        told = {name: at[name] for name in ("fit", "epoch", "batch", "step")}
+        told = {**{name: at[name] for name in ("fit", "epoch", "batch", "step")}, "epochs": self._epochs}
         message = {"op": "restored", "mode": self._answer["mode"], "seq": self._answer["seq"], **told}
         self._session.link.send({**message, "guarantee": guarantee})
 

@@ -22,6 +22,7 @@ class Cause(Enum):
     STALLED = "stalled"
     REFUSED = "the checkpoint does not fit"
     CANNOT_RUN = "cannot run"
+    STORE_HANGS = "the store does not answer"
     UNKILLABLE = "the child survives SIGKILL"
     LOST = "the parent was lost"
 

@@ -302,7 +302,16 @@ def _nothing(state: State, event: Event) -> Decision:
 
 def _settle(state: State, event: Event) -> Decision:
     timers = tuple(ClearTimer(t) for t in (Timer.STAGE, Timer.DRAIN, Timer.GRACE, Timer.KILL))
-    return replace(state, phase=Phase.SETTLING), (*timers, Settle())
+    wait = SetTimer(Timer.SETTLE, state.policy.settle_wait)
+    return replace(state, phase=Phase.SETTLING), (*timers, wait, Settle())
+
+
+def _store_hangs(state: State, event: Event) -> Decision:
+    detail = f"the store did not take the last stage within {state.policy.settle_wait:.0f} s"
+    return replace(state, phase=Phase.DONE), (
+        EndAttempt(Cause.STORE_HANGS, detail),
+        Finish(RunState.GAVE_UP, judgement.EXIT_GAVE_UP, detail),
+    )
 
 
 def _settled(state: State, event: Event) -> Decision:
@@ -316,10 +325,10 @@ def _settled(state: State, event: Event) -> Decision:
     )
     verdict = judgement.judge(event.evidence, seen, state.history, state.policy)
     history = state.history.after(event.evidence, charged=verdict.charged)
-    end = EndAttempt(verdict.cause, verdict.detail)
+    end = (ClearTimer(Timer.SETTLE), EndAttempt(verdict.cause, verdict.detail))
     if verdict.finish is not None:
-        return replace(state, phase=Phase.DONE, history=history), (end, verdict.finish)
-    return replace(state, phase=Phase.WAITING, history=history), (end, Relaunch(history.fruitless))
+        return replace(state, phase=Phase.DONE, history=history), (*end, verdict.finish)
+    return replace(state, phase=Phase.WAITING, history=history), (*end, Relaunch(history.fruitless))
 
 
 # The table ----------------------------------------------------------------------------------------
@@ -358,9 +367,10 @@ TABLE: dict[tuple[Phase, type[Event] | Timer], Handler] = {
     (Phase.KILLING, Timer.KILL): _settle,
     (Phase.KILLING, StopAsked): _remember_stop,
     (Phase.SETTLING, Settled): _settled,
+    (Phase.SETTLING, Timer.SETTLE): _store_hangs,
     (Phase.SETTLING, ChildExited): _nothing,  # it outlived KILLING and died in the sweep
     (Phase.SETTLING, StopAsked): _remember_stop,
     (Phase.WAITING, Timer.BACKOFF): _launch,
     (Phase.WAITING, StopAsked): _stop_idle,
-    **{(Phase.DONE, event): _nothing for event in (StopAsked, ChildExited, Stalled, *NEWS, *Timer)},
+    **{(Phase.DONE, event): _nothing for event in (StopAsked, ChildExited, Settled, Stalled, *NEWS, *Timer)},
 }

@@ -29,6 +29,7 @@ class Timer(Enum):
     DRAIN = "drain"  # the grace period of a drain
     GRACE = "grace"  # between a signal and SIGKILL
     KILL = "kill"  # between SIGKILL and giving up on a child in D state
+    SETTLE = "settle"  # the last commit, on a disk that may hang
     BACKOFF = "backoff"  # between two attempts
 
 

@@ -32,6 +32,7 @@ class Policy:
     grace: float = 30.0
     stage_wait: float = 5.0  # a Ctrl-C waits this long for the stage before it is passed on
     kill_after: float = 5.0  # from SIGTERM after a drain's deadline to SIGKILL
+    settle_wait: float = 900.0  # for the last commit of an attempt and the evidence
     give_up_killing: float = 30.0  # a child in D state: reported, never relaunched upon
 
 

@@ -11,7 +11,7 @@ import io
 import zipfile
 from pathlib import Path
 
-from ksupervise.store import replace_file
+from ksupervise.store import replace_file, write_fault
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _MODULES = ("__init__.py", "errors.py", "wire.py")
@@ -21,7 +21,10 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same bytes from the same sources
 
 def pack(path: Path) -> None:
     """Write the archive to `path`, replacing what is there. Raises StoreUnwritable, StoreFull."""
-    replace_file(path, archive())
+    try:
+        replace_file(path, archive())
+    except OSError as error:
+        raise write_fault(error, str(path)) from error
 
 
 def archive() -> bytes:

@@ -53,22 +53,25 @@ class Console:
         with self._condition:
             if self._bytes + len(data) > QUEUE_BYTES and self._blocked():
                 self._dropped += len(data)
-                return
-            if not self._queue and not self._bytes:
-                self._moved = time.monotonic()
-            self._queue.append((stream, data))
-            self._bytes += len(data)
-            self._mid_line[stream] = not data.endswith(b"\n")
-            self._condition.notify()
+            else:
+                self._enqueue(stream, data)
 
     def say(self, line: str) -> None:
-        """Queue a line of our own for stderr; it never starts inside a line of the script's."""
+        """Queue a line of our own for stderr; it never starts inside a line of the script's, and is in no log: kept."""
         shared = self._fds[0] != self._fds[1] and _same_file(*self._fds)
         with self._condition:
             inside = self._mid_line[1] or (shared and self._mid_line[0])
-        self.write(1, (b"\n" if inside else b"") + line.encode(errors="replace") + b"\n")
-        if shared:
-            self._mid_line[0] = False
+            self._enqueue(1, (b"\n" if inside else b"") + line.encode(errors="replace") + b"\n")
+            if shared:
+                self._mid_line[0] = False
+
+    def _enqueue(self, stream: int, data: bytes) -> None:
+        if not self._queue and not self._bytes:
+            self._moved = time.monotonic()
+        self._queue.append((stream, data))
+        self._bytes += len(data)
+        self._mid_line[stream] = not data.endswith(b"\n")
+        self._condition.notify()
 
     def close(self, seconds: float = 2.0) -> None:
         """Write what is queued; a console that takes nothing for `seconds` is not waited for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from ksupervise.parent.console import LogFile
 from ksupervise.parent.process import Child
 from ksupervise.parent.stage import live_page
 from ksupervise.parent.trainer import Dialogue, Facts
-from ksupervise.store import RunLayout
+from ksupervise.store import RunLayout, write_fault
 
 LIVE = "live"  # the control page's name in the attempt's directory
 _HIGH_FD = 200  # inherited descriptors go where no script's own numbers are
@@ -62,15 +63,14 @@ class Attempt:
     def _last_words(self) -> tuple[str, bool]:
         """The exception that ended the script, and whether its interpreter ended in good order.
 
-        The trainer's word counts; without one the child's own; behind a wrapper any interpreter's that failed.
+        A trainer that said no goodbye was killed, whatever its wrapper says. Else the child's own word counts; behind
+        a wrapper that is no Python the trainer's, or that of any interpreter that failed.
         """
-        exits = self.facts.exits
-        for exception, was_trainer in exits.values():
-            if was_trainer:
-                return exception, True
-        if self.child.pid in exits:
-            return exits[self.child.pid][0], True
-        return next((exception for exception, _ in exits.values() if exception), ""), False
+        exits, trainer = self.facts.exits, self.facts.claimant
+        spoke = [pid for pid in (self.child.pid, trainer) if pid in exits]
+        if spoke and (not trainer or trainer in exits):
+            return exits[spoke[0]], True
+        return next((exception for exception in exits.values() if exception), ""), False
 
     def close(self) -> None:
         """Give back every descriptor."""
@@ -90,38 +90,29 @@ def launch(
     began: float,
     parameters: Mapping[str, float],
 ) -> Attempt:
-    """Start attempt `number`. Raises OSError when the command cannot be executed."""
+    """Start attempt `number`. Raises OSError when the command cannot be executed, StoreUnwritable, StoreFull."""
     folder = Path(layout.make_attempt(number))
-    control = live_page(folder / LIVE, create=True)
-    for name, value in parameters.items():
-        control[name] = value
-    live_fd = os.open(folder / LIVE, os.O_RDWR | os.O_CLOEXEC)
-    inherited = fcntl.fcntl(lock_fd, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
     log_path = layout.output_log(number)
-    try:
-        child = Child(
-            command,
-            {**environment, wire.ENV_ATTEMPT: str(number), wire.ENV_LOCK_FD: str(inherited)},
-            inherit=[inherited],
-        )
-    except OSError:
-        control.close()
-        os.close(live_fd)
-        raise
-    finally:
+    with contextlib.ExitStack() as undo:
+        try:  # every file before the child: nothing that fails after the spawn may leave it running
+            control = live_page(folder / LIVE, create=True)
+            undo.callback(control.close)
+            live_fd = os.open(folder / LIVE, os.O_RDWR | os.O_CLOEXEC)
+            undo.callback(os.close, live_fd)
+            log = LogFile(Path(log_path))
+            undo.callback(log.close)
+        except OSError as error:
+            raise write_fault(error, str(folder)) from error
+        for name, value in parameters.items():
+            control[name] = value
+        inherited = fcntl.fcntl(lock_fd, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
+        undo.callback(os.close, inherited)
+        marks = {wire.ENV_ATTEMPT: str(number), wire.ENV_LOCK_FD: str(inherited)}
+        child = Child(command, {**environment, **marks}, inherit=[inherited])
+        undo.pop_all()
         os.close(inherited)
     dialogue = open_dialogue(number, live_fd, child.outputs)
-    return Attempt(
-        number,
-        child,
-        control,
-        live_fd,
-        dialogue,
-        LogFile(Path(log_path)),
-        log_path,
-        began,
-        set(child.outputs),
-    )
+    return Attempt(number, child, control, live_fd, dialogue, log, log_path, began, set(child.outputs))
 
 
 def child_environment(

@@ -46,10 +46,9 @@ from ksupervise.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND
 from ksupervise.parent import process
 from ksupervise.parent.backoff import delay
 from ksupervise.parent.console import Console
-from ksupervise.parent.journal import Journal
 from ksupervise.parent.launch import Attempt, child_environment, launch
 from ksupervise.parent.link import Connection, Listener
-from ksupervise.parent.owned import OwnedRun
+from ksupervise.parent.owned import OwnedRun, open_journal
 from ksupervise.parent.persist import Persister
 from ksupervise.parent.signals import STOPS, SignalPipe
 from ksupervise.parent.stage import Stage
@@ -76,7 +75,7 @@ class Supervisor:
         self._voice = voice
         policy = Policy(max_failures=settings.max_failures, grace=settings.grace)
         self._state = State(policy=policy, history=owned.history)
-        self._journal = Journal(Path(owned.layout.journal))
+        self._journal = open_journal(owned.layout)
         self._events: deque[Event] = deque()
         self._calls: deque[Callable[[], None]] = deque()
         self._timers: dict[Timer, float] = {}
@@ -297,7 +296,9 @@ class Supervisor:
 
     def _do_raisedrain(self, action: RaiseDrain) -> None:
         if self._attempt is not None:
-            self._attempt.control["deadline"] = time.monotonic() + action.grace
+            deadline, earlier = time.monotonic() + action.grace, self._attempt.control["deadline"]
+            # A second notice may bring the end nearer, never put it off.
+            self._attempt.control["deadline"] = min(deadline, earlier) if earlier else deadline
             self._attempt.control["drain"] = Control.LEAVE
 
     def _do_signal(self, action: Signal) -> None:
@@ -311,7 +312,10 @@ class Supervisor:
             attempt.child.send(signal.SIGCONT, pid=attempt.dialogue.trainer_pid or None)
 
     def _do_settimer(self, action: SetTimer) -> None:
-        self._timers[action.timer] = time.monotonic() + action.seconds
+        due = time.monotonic() + action.seconds
+        if action.timer is Timer.DRAIN:
+            due = min(due, self._timers.get(Timer.DRAIN, due))
+        self._timers[action.timer] = due
 
     def _do_cleartimer(self, action: ClearTimer) -> None:
         self._timers.pop(action.timer, None)
@@ -374,7 +378,7 @@ class Supervisor:
             self._tell_if_plain(attempt)
 
     def _tell_if_plain(self, attempt: Attempt) -> None:
-        if self._told_plain or attempt.facts.claimed:
+        if self._told_plain or attempt.facts.claimant:
             return
         self._told_plain = True
         if attempt.facts.keras:

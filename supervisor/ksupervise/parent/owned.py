@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -14,13 +15,13 @@ from ksupervise.core.actions import Finish, RunState
 from ksupervise.core.admission import Admission, Verb, admit
 from ksupervise.core.ledger import Account, account
 from ksupervise.core.policy import History
-from ksupervise.errors import RunBusy, RunDamaged, RunNotFound
+from ksupervise.errors import RunBusy, RunDamaged, RunNotFound, UsageError
 from ksupervise.parent import boot, journal, run
 from ksupervise.parent.launch import LIVE
 from ksupervise.parent.run import RunRecord
 from ksupervise.parent.stage import live_page
 from ksupervise.settings import Settings
-from ksupervise.store import CheckpointStore, RunLayout, RunLock, owner_is_alive, read_owner
+from ksupervise.store import CheckpointStore, RunLayout, RunLock, owner_is_alive, read_owner, write_fault
 from ksupervise.wire import ENV_RUN_DIR
 
 ARCHIVE = ".archive"
@@ -46,6 +47,8 @@ class OwnedRun:
     def restart_line(self, wait: float, log: str) -> str:
         """Why the last attempt ended and how it goes on, in one line."""
         accounts = self.account()
+        if not accounts.attempts:  # the disk was full when the journal should have been written
+            return f"the attempt ended, and its record could not be written; the next one in {wait:.1f} s; log: {log}"
         last = accounts.attempts[-1]
         reached = "before any step" if last.last_step is None else f"at step {last.last_step}"
         if accounts.checkpoint is None:
@@ -66,10 +69,16 @@ class OwnedRun:
 
 
 def run_directory(settings: Settings, command: Sequence[str], script: str) -> Path:
-    """STORE/NAME for this call."""
+    """STORE/NAME for this call. Raises UsageError."""
     index = os.environ.get("SLURM_ARRAY_TASK_ID", "")
     name = settings.name or run.default_name(command, script, index)
-    return settings.store.absolute() / name
+    directory = settings.store.absolute() / name
+    if os.pathsep in str(directory):
+        raise UsageError(
+            f"--store {settings.store}: {directory} holds a {os.pathsep!r}, which would part PYTHONPATH and with it "
+            "our way into the script; choose a place without one"
+        )
+    return directory
 
 
 def take(
@@ -157,8 +166,9 @@ def _prepare(
     newest = store.newest()
     run.save(Path(layout.run_json), record)
     boot.pack(Path(layout.boot_zip))
-    accounts = account(journal.read(Path(layout.journal)), time.time())
-    _enter_lost_attempt(layout, accounts)
+    with contextlib.closing(open_journal(layout)) as book:
+        accounts = account(journal.read(Path(layout.journal)), time.time())
+        _enter_lost_attempt(layout, accounts, book)
     history = History(
         attempt=max([attempt.number for attempt in accounts.attempts], default=0),
         stepped=any(attempt.executed for attempt in accounts.attempts) or newest is not None,
@@ -168,12 +178,19 @@ def _prepare(
     return OwnedRun(layout, lock, record, store, history, holder)
 
 
-def _enter_lost_attempt(layout: RunLayout, accounts: Account) -> None:
+def open_journal(layout: RunLayout) -> journal.Journal:
+    """The run's journal, to be written. Raises StoreUnwritable, StoreFull."""
+    try:
+        return journal.Journal(Path(layout.journal))
+    except OSError as error:
+        raise write_fault(error, layout.journal) from error
+
+
+def _enter_lost_attempt(layout: RunLayout, accounts: Account, book: journal.Journal) -> None:
     """Close the account of an attempt whose parent died: its control page tells how far it came."""
     last = accounts.attempts[-1] if accounts.attempts else None
     if last is None or last.ended is not None:
         return
-    book = journal.Journal(Path(layout.journal))
     steps: dict[str, int | None] = {}
     try:
         control = live_page(Path(layout.attempt(last.number)) / LIVE)
@@ -188,7 +205,6 @@ def _enter_lost_attempt(layout: RunLayout, accounts: Account) -> None:
         pass  # the machine went down before the page was written: the journal knows what it knows
     detail = "the parent was killed or the machine went away"
     book.write("attempt_ended", attempt=last.number, cause="lost", detail=detail, **steps)
-    book.close()
 
 
 def _acquire(layout: RunLayout, grace: float, say: Callable[[str], None]) -> RunLock:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ksupervise.core.actions import RunState
 from ksupervise.errors import RunDamaged, RunNotFound
-from ksupervise.store import replace_file
+from ksupervise.store import replace_file, write_fault
 
 FORMAT = 1
 _STEM_LIMIT = 60  # characters of the script's stem in a run's name: a file name may have 255 bytes
@@ -103,7 +103,10 @@ def _damaged(path: Path, reason: str) -> RunDamaged:
 
 def save(path: Path, record: RunRecord) -> None:
     """Write `record`. Raises StoreUnwritable, StoreFull."""
-    replace_file(path, json.dumps(asdict(record), indent=1).encode() + b"\n")
+    try:
+        replace_file(path, json.dumps(asdict(record), indent=1).encode() + b"\n")
+    except OSError as error:
+        raise write_fault(error, str(path)) from error
 
 
 def digest(script: str) -> str:

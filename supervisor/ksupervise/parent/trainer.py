@@ -6,7 +6,7 @@ Messages of the child ("op"):
 |---|---|---|
 | `hello` | our hook arrived in an interpreter | |
 | `keras` | it imported Keras | |
-| `claim` | its first fit begins: may it be the trainer? | `claim`, with the control page, the slots, the lock, its own pipes |
+| `claim` | its first fit begins: may it be the trainer? | `claim`, with what it shares |
 | `fit` | a fit begins, asked for so many epochs | `restore`: the mode and the slot that holds the state |
 | `restored` | the state is back, with this guarantee | |
 | `refused` | the state does not fit the model | |
@@ -50,11 +50,9 @@ class Facts:
 
     hooked: bool = False
     keras: str = ""
-    claimed: bool = False
-    exception: str = ""
-    orderly: bool = False
+    claimant: int = 0  # pid of the latest trainer
     fit_open: bool = False
-    exits: dict[int, tuple[str, bool]] = field(default_factory=dict)  # pid → exception, was the trainer
+    exits: dict[int, str] = field(default_factory=dict)  # pid of an interpreter that ended orderly → exception
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,9 @@ class Dialogue:
         self._shared = (live_fd, *(slot.fd for slot in desk.stage.slots), desk.lock_fd, *outputs)
         self._trainer: Connection | None = None
         self._fits = 0
-        self._submitted = 0  # newest seq handed to the persister
+        newest = desk.stage.newest()
+        # Newest seq handed to the persister; what the slots hold now was an earlier attempt's.
+        self._submitted = newest[1]["seq"] if newest is not None else 0
         self._settled: set[int] = set()  # seqs committed, or given up
         self._leaving: int | None = None
         self.trainer_pid = 0
@@ -126,8 +126,7 @@ class Dialogue:
             self._desk.voice.once("second-trainer", note)
             return
         self._trainer = connection
-        self.facts.claimed = True
-        self.trainer_pid = connection.pid or int(message.get("pid", 0))
+        self.trainer_pid = self.facts.claimant = connection.pid or int(message.get("pid", 0))
         desk = self._desk
         grant = {
             "op": "claim",
@@ -145,8 +144,7 @@ class Dialogue:
 
     def _exit(self, connection: Connection, message: Message) -> None:
         pid = connection.pid or int(message.get("pid", 0))
-        exception = str(message.get("exception", ""))
-        self.facts.exits[pid] = (exception, bool(message.get("trainer")))
+        self.facts.exits[pid] = str(message.get("exception", ""))
 
     # Restoring
 
@@ -189,7 +187,7 @@ class Dialogue:
             self._desk.post(FitEnded(int(record["fit"])))
             self._desk.voice.say(f"fit {record['fit']} was complete: its final state is back")
             return
-        where = f"epoch {record['epoch'] + 1}" + (f", batch {record['batch']}" if record["batch"] else "")
+        where = _where(int(message["epoch"]), int(message["batch"]), int(message.get("epochs", 0)))
         self._desk.voice.say(f"resumed fit {record['fit']} at {where} (step {record['step']}): {record['guarantee']}")
 
     def _refused(self, connection: Connection, message: Message) -> None:
@@ -260,6 +258,13 @@ class Dialogue:
         record = self._desk.journal.write(event, attempt=self._attempt, **fields)
         self._desk.voice.record(record)
         return record
+
+
+def _where(epoch: int, batch: int, epochs: int) -> str:
+    """The position for people, who count from 1."""
+    if epoch >= epochs:
+        return "its end"
+    return f"epoch {epoch + 1} of {epochs}" + (f", batch {batch + 1}" if batch else "")
 
 
 REMEDY = ". Nothing was loaded or lost: put the script back as it was, or use --fresh or another --name"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from dataclasses import dataclass
@@ -91,10 +92,8 @@ class RunLayout:
             _make(path)
         probe = os.path.join(self.tmp, unique("probe"))
         _make(probe)
-        try:
+        with contextlib.suppress(FileNotFoundError):  # the owner of the run sweeps at this moment
             os.rmdir(probe)
-        except FileNotFoundError:
-            pass  # the owner of the run sweeps at this moment
 
     def make_attempt(self, number: int) -> str:
         """Make that attempt's directory; its path. Raises StoreUnwritable or StoreFull."""

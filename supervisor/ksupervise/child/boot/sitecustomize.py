@@ -35,7 +35,7 @@ def _attach() -> None:
 _boot = os.environ.get("KSUPERVISE_BOOT")
 if _boot in sys.path:
     try:
-        import ksupervise  # found in the zip, and its submodules through its own path
+        import ksupervise  # noqa: F401 - found in the zip, and its submodules through its own path
     except Exception:
         pass
     sys.path[:] = [entry for entry in sys.path if entry != _boot]

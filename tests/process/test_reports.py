@@ -1,0 +1,271 @@
+"""`status`, `logs`, `checkpoints`, `verify`, `stop`: on everything that a store may hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from ksupervise.store import CheckpointStore, Position
+
+from .helpers import LEAVER, PYTHON, SUPERVISOR, Place, wait_gone
+
+READERS = ["status", "logs", "checkpoints", "verify", "stop"]
+# DESIGN section 9
+STATUS = {
+    "run", "state", "attempt", "attempts", "epoch", "step", "steps_executed", "checkpoint", "goodput", "pid",
+    "child_pid", "store",
+}  # fmt: skip
+ATTEMPT = {"number", "cause", "exit", "started", "ended", "first_step", "last_step", "resumed_from", "lost_steps"}
+CHECKPOINT = {"seq", "step", "fit", "epoch", "batch", "path", "bytes", "valid", "created", "origin"}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_no_store(place: Place, reader: str) -> None:
+    done = place.report(reader)
+    assert (done.code, done.out) == (2, b"")
+    assert done.said(f"there are no runs in {place.store}; is --store right?")
+    assert not place.store.exists(), "looking makes nothing"
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_an_empty_store(place: Place, reader: str) -> None:
+    place.store.mkdir()
+    assert place.report(reader).code == 2
+    assert list(place.store.iterdir()) == []
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_an_unknown_run(place: Place, reader: str) -> None:
+    place.run("--name", "known", "true")
+    done = place.report(reader, "unknown")
+    assert (done.code, done.out) == (2, b"")
+    assert done.said("there is no run 'unknown'")
+    assert done.said("runs there: known")
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_store_that_is_a_file(place: Place, reader: str) -> None:
+    done = place.run(reader, "--store", place.write("file", ""), store=False)
+    assert done.code == 2
+    assert len(done.ours) == 1
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_damaged_record(place: Place, reader: str) -> None:
+    place.run("--name", "mine", "true")
+    (place.run_dir / "run.json").write_bytes(b"garbage")
+    done = place.report(reader)
+    assert b"Traceback" not in done.err
+    assert done.code == (0 if reader in ("logs", "stop") else 2)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_word_too_many(place: Place, reader: str) -> None:
+    assert place.report(reader, "one", "two").code == 2
+
+
+def test_a_finished_run(place: Place) -> None:
+    place.run("--name", "mine", *place.script("print('hi')"))
+    status = place.status()
+    assert status.keys() >= STATUS
+    assert status["run"] == "mine"
+    assert status["state"] == "completed"
+    assert (status["attempt"], status["step"], status["steps_executed"]) == (1, 0, 0)
+    assert status["checkpoint"] is status["pid"] is status["child_pid"] is status["goodput"] is None
+    assert status["store"] == str(place.store)
+    (attempt,) = status["attempts"]
+    assert attempt.keys() >= ATTEMPT
+    assert (attempt["number"], attempt["cause"], attempt["exit"]) == (1, "completed", 0)
+    assert attempt["started"] <= attempt["ended"] <= time.time()
+    assert attempt["first_step"] is attempt["last_step"] is attempt["resumed_from"] is None
+    text = place.report("status").out.decode()
+    assert "state      completed" in text
+    assert place.report("checkpoints").out == b"no checkpoints yet\n"
+    assert json.loads(place.report("checkpoints", "--json").out) == []
+    assert place.report("verify").out == b"0 whole, 0 damaged\n"
+    assert place.report("logs").out == b"hi\n"
+    assert place.report("stop").out == b"run mine is not running\n"
+    assert place.status("mine") == status
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "state", "cause", "code"),
+    [
+        ("raise SystemExit(9)", ["--max-failures", "2"], "gave_up", "exited", 9),
+        ("1/0", ["--max-failures", "1"], "failed", "exception", 1),
+        ("import nothing_of_that_name", [], "failed", "user_error", 1),
+        ("import os; os.kill(os.getpid(), 9)", ["--max-failures", "1"], "failed", "signal", None),
+    ],
+)
+def test_a_run_that_failed(
+    place: Place, source: str, options: list[str], state: str, cause: str, code: int | None
+) -> None:
+    place.run(*options, *place.script(source))
+    status = place.status()
+    assert status["state"] == state
+    assert (status["attempts"][-1]["cause"], status["attempts"][-1]["exit"]) == (cause, code)
+    assert state.replace("_", " ") in place.report("status").out.decode()
+
+
+def test_a_running_run(place: Place) -> None:
+    parent = place.start("--name", "mine", *place.script(LEAVER))
+    parent.line("ready")
+    status = place.status()
+    assert status["state"] == "running"
+    assert status["pid"] == parent.pid
+    assert status["child_pid"] == place.events("launched")[0]["pid"]
+    (attempt,) = status["attempts"]
+    assert (attempt["ended"], attempt["cause"]) == (None, None)
+    text = place.report("status").out.decode()
+    assert f"parent {parent.pid}, child {status['child_pid']}" in text
+    assert "still running" in text
+    assert place.report("logs").out == b"ready\n"
+    assert place.report("checkpoints").code == place.report("verify").code == 0
+    parent.send(signal.SIGTERM)
+    parent.wait()
+    assert place.status()["state"] == "preempted"
+
+
+def test_a_lost_run(place: Place) -> None:
+    parent = place.start(*place.script(LEAVER))
+    parent.line("ready")
+    child = place.events("launched")[0]["pid"]
+    parent.kill()
+    wait_gone(child)
+    status = place.status()
+    assert status["state"] == "lost"
+    assert status["pid"] is status["child_pid"] is None
+    assert b"its parent is gone; the same command goes on" in place.report("status").out
+    assert b"is not running" in place.report("stop").out
+
+
+def test_the_latest_run_is_meant_where_none_is_named(place: Place) -> None:
+    for name in ("zzz", "aaa"):
+        place.run("--name", name, "true")
+    os.utime(place.store / "zzz" / "run.json", (1, 1))
+    assert place.status()["run"] == "aaa"
+    os.utime(place.store / "aaa" / "run.json", (0, 0))
+    assert place.status()["run"] == "zzz"
+
+
+def test_a_run_may_be_named_as_it_was_when_it_began(place: Place) -> None:
+    place.run("--name", "one", "true")
+    place.run("--name", "two", "true")
+    done = place.run("--name", "one", "status", "--json")
+    assert json.loads(done.out)["run"] == "one"
+
+
+def test_logs_of_an_attempt_that_never_was(place: Place) -> None:
+    place.run("true")
+    done = place.report("logs", "--attempt", "9")
+    assert done.code == 2
+    assert done.said("there is no log at")
+    assert place.report("logs", "--attempt", "0").code == 2
+
+
+def test_logs_events_is_the_journal(place: Place) -> None:
+    place.run("true")
+    lines = place.report("logs", "--events").out.splitlines()
+    assert [json.loads(line)["event"] for line in lines][0] == "launched"
+
+
+def test_logs_are_bytes(place: Place) -> None:
+    place.run(*place.script("import os; os.write(1, bytes(range(128, 256)))"))
+    assert place.report("logs").out == bytes(range(128, 256)) + b"\n"
+
+
+def test_a_reader_that_has_seen_enough(place: Place) -> None:
+    """`ksupervise logs | head -1` ends quietly."""
+    place.run("--quiet", "sh", "-c", "seq 1 200000")
+    read, write = os.pipe()
+    parent = place.start("logs", stdout=write)
+    os.close(write)
+    assert os.read(read, 2) == b"1\n"
+    os.close(read)
+    done = parent.wait()
+    assert done.err == b""
+    assert done.code == -signal.SIGPIPE
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("reader", ["status", "checkpoints", "verify"])
+def test_a_terminal_that_cannot_show_everything(place: Place, reader: str, encoding: str) -> None:
+    store = place.root / "日本"
+    place.run("--store", str(store), "true", store=False)
+    env = {**place.environ, "PYTHONPATH": SUPERVISOR, "PYTHONIOENCODING": encoding}
+    command = [PYTHON, "-m", "ksupervise", reader, "--store", str(store)]
+    done = subprocess.run(command, env=env, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def _checkpoint(place: Place, seq: int) -> Path:
+    store = CheckpointStore(place.run_dir, place.record()["id"], "test")
+    made = store.commit(
+        Position(step=seq * 10, fit=1, epoch=seq, batch=0, kind="epoch"),
+        {"state.json": [memoryview(b"x" * 10_000)]},
+        seq=seq,
+        attempt=1,
+        holder="test",
+        origin="epoch",
+        extra={},
+    )
+    return Path(made.path)
+
+
+def test_checkpoints_newest_first(place: Place) -> None:
+    place.run("true")
+    paths = [_checkpoint(place, seq) for seq in (1, 2, 3)]
+    entries = json.loads(place.report("checkpoints", "--json").out)
+    assert [entry["seq"] for entry in entries] == [3, 2, 1]
+    assert all(entry.keys() >= CHECKPOINT for entry in entries)
+    assert entries[0]["path"] == str(paths[2])
+    assert (entries[0]["step"], entries[0]["valid"], entries[0]["bytes"]) == (30, True, 10_000)
+    assert len(place.report("checkpoints").out.splitlines()) == 4
+    assert place.status()["checkpoint"]["step"] == 30
+    verified = place.report("verify")
+    assert (verified.code, verified.out.splitlines()[-1]) == (0, b"3 whole, 0 damaged")
+
+
+def test_verify_finds_one_flipped_bit(place: Place) -> None:
+    place.run("true")
+    first, second = _checkpoint(place, 1), _checkpoint(place, 2)
+    data = bytearray((second / "state.json").read_bytes())
+    data[5000] ^= 1
+    (second / "state.json").write_bytes(data)
+    done = place.report("verify")
+    assert done.code == 1
+    assert done.out.splitlines()[-1] == b"1 whole, 1 damaged"
+    assert b"damaged  " + os.fsencode(second) in done.out
+    assert b"whole    " + os.fsencode(first) in done.out
+    assert second.exists(), "looking changes nothing"
+
+
+def test_a_torn_checkpoint_is_listed_as_damaged(place: Place) -> None:
+    place.run("true")
+    _checkpoint(place, 1)
+    (_checkpoint(place, 2) / "state.json").write_bytes(b"")
+    entries = json.loads(place.report("checkpoints", "--json").out)
+    assert [entry["valid"] for entry in entries] == [True, False]
+    assert b"DAMAGED" in place.report("checkpoints").out
+    assert place.status()["checkpoint"]["step"] == 10
+
+
+def test_readers_write_nothing(place: Place) -> None:
+    place.run("--name", "mine", "true")
+    before = {path: path.stat().st_mtime_ns for path in [place.store, *place.store.rglob("*")]}
+    for reader in READERS:
+        place.report(reader)
+    assert {path: path.stat().st_mtime_ns for path in [place.store, *place.store.rglob("*")]} == before
+
+
+def test_python_dash_m(place: Place) -> None:
+    env = {**place.environ, "PYTHONPATH": SUPERVISOR}
+    done = subprocess.run([PYTHON, "-m", "ksupervise", "--version"], env=env, capture_output=True)
+    assert done.returncode == 0
+    assert done.stdout.startswith(b"ksupervise ")
