@@ -4,6 +4,7 @@
 leaves OUT.json: a digest of all final weights, the History of each fit, and what it executed.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -36,6 +37,17 @@ def die_here(where: str, step: int) -> None:
         os.kill(os.getpid(), getattr(signal, os.environ.get("WITH", "SIGKILL")))
 
 
+def fill_the_disk(step: int) -> None:
+    """`FILL=PATH`: from step 20 to step 60 the disk that PATH is on has no room."""
+    path = os.environ.get("FILL")
+    if path and step == 20:
+        with open(path, "wb", buffering=0) as stream, contextlib.suppress(OSError):
+            while True:
+                stream.write(bytes(4096))
+    if path and step == 60:
+        os.unlink(path)
+
+
 class Witness(keras.callbacks.Callback):
     def __init__(self) -> None:
         super().__init__()
@@ -43,6 +55,7 @@ class Witness(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: object = None) -> None:
         die_here("batch", self.steps)
+        fill_the_disk(self.steps)
 
     def on_train_batch_end(self, batch: int, logs: object = None) -> None:
         self.steps += 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from tests.keras_runs.conftest import SCRIPT, Laboratory, Result
 
 # case → optimizer steps of an undisturbed run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from typing import IO, Any, TypeVar
 import psutil
 
 import ksupervise
+from ksupervise import cli
 
 T = TypeVar("T")
 
@@ -214,11 +216,18 @@ class Place:
         """Make a script; the command that runs it."""
         return [PYTHON, self.write(name, text)]
 
-    def start(self, *words: str, store: bool = True, env: Mapping[str, str] | None = None, **arguments: Any) -> Parent:
+    def start(
+        self,
+        *words: str,
+        store: bool = True,
+        env: Mapping[str, str] | None = None,
+        streams: Mapping[str, int] | None = None,
+        **arguments: Any,
+    ) -> Parent:
         """Start `ksupervise --store STORE WORDS`."""
         options = ["--store", str(self.store)] if store else []
         environ = {**self.environ, **(env or {})}
-        arguments = {"stdin": subprocess.DEVNULL, "cwd": self.root, **arguments}
+        arguments = {"stdin": subprocess.DEVNULL, "cwd": self.root, **(streams or {}), **arguments}
         parent = Parent([*KSUPERVISE, *options, *words], env=environ, **arguments)
         self.parents.append(parent)
         return parent
@@ -228,8 +237,22 @@ class Place:
         return self.start(*words, **arguments).wait()
 
     def report(self, *words: str) -> Done:
-        """`ksupervise status|logs|… WORDS` on this store."""
-        return self.run(words[0], "--store", str(self.store), *words[1:], store=False)
+        """`ksupervise status|logs|… WORDS` on this store; in this process, to save time."""
+        return call(words[0], "--store", str(self.store), *words[1:])
+
+    def plain(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> Done:
+        """What `command` does without us."""
+        began = time.monotonic()
+        done = subprocess.run(
+            command,
+            env={**self.environ, **(env or {})},
+            cwd=self.root,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        return Done(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
 
     def status(self, *words: str) -> dict[str, Any]:
         """`ksupervise status --json`."""
@@ -255,11 +278,12 @@ class Place:
 
     def marked(self) -> list[psutil.Process]:
         """Living processes that carry the mark of a run here."""
+        mark = b"KSUPERVISE_RUN_DIR=" + os.fsencode(self.root)
         found = []
-        for process in psutil.process_iter():
+        for path in Path("/proc").glob("[0-9]*/environ"):
             with contextlib.suppress(psutil.Error, OSError):
-                if process.environ().get("KSUPERVISE_RUN_DIR", "").startswith(str(self.root)):
-                    found.append(process)
+                if mark in path.read_bytes():
+                    found.append(psutil.Process(int(path.parent.name)))
         return found
 
     def close(self) -> None:
@@ -269,7 +293,7 @@ class Place:
         aborted = [parent for parent in self.parents if parent.process.returncode is None]
         for parent in aborted:
             parent.process.kill()
-        left = self.marked()
+        left = self.marked() if self.parents else []
         for process in left:
             with contextlib.suppress(psutil.Error):
                 process.kill()
@@ -277,6 +301,24 @@ class Place:
             parent.end()
         gone = aborted or any(parent.process.returncode == -signal.SIGKILL for parent in self.parents)
         assert gone or not left, f"left behind: {left}"
+
+
+def call(*words: str) -> Done:
+    """`ksupervise WORDS` in this process: for what ends without a run."""
+    out, err = io.TextIOWrapper(io.BytesIO()), io.TextIOWrapper(io.BytesIO())
+    began = time.monotonic()
+    code: object = None
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            cli.main(list(words))
+        except SystemExit as end:
+            code = end.code
+        out.flush()
+        err.flush()
+    assert isinstance(code, int)
+    assert isinstance(out.buffer, io.BytesIO)
+    assert isinstance(err.buffer, io.BytesIO)
+    return Done(code, out.buffer.getvalue(), err.buffer.getvalue(), time.monotonic() - began)
 
 
 def clean_environ() -> dict[str, str]:

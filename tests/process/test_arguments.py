@@ -12,14 +12,9 @@ from .helpers import PYTHON, SUPERVISOR, Place
 ECHO = "import json, os, sys; print(json.dumps([os.fsencode(word).hex() for word in sys.argv[1:]]))"
 STRANGE = [
     ["--help"],
-    ["--name", "x", "--fresh", "--store=elsewhere"],
-    ["--"],
-    ["a", "--", "--", "b"],
-    ["", " ", "two words", "a\nb", "\t"],
-    ["näïve", "日本", "\N{GRINNING FACE}", "\udcff\udcfe"],
-    ["$HOME", "*", "~", "\\", "'", '"', "%s", "{x}", "status"],
-    ["-", "-x", "-h", "--version", "-abc"],
-    ["x" * 100_000],
+    ["--", "--name", "x", "--fresh", "--store=elsewhere", "-h", "--", "--", "status", "-", "-x"],
+    ["", " ", "two words", "a\nb", "\t", "näïve", "日本", "\N{GRINNING FACE}", "\udcff\udcfe", ""],
+    ["$HOME", "*", "~", "\\", "'", '"', "%s", "{x}", "x" * 100_000],
 ]
 
 
@@ -36,9 +31,9 @@ def test_dash_dash_ends_our_options(place: Place) -> None:
     assert place.run_dir.name == "one"
 
 
-@pytest.mark.parametrize("word", ["status", "run", "logs", "watch"])
+@pytest.mark.parametrize("word", ["status", "run", "watch"])
 def test_dash_dash_forces_a_command_of_that_name(place: Place, word: str) -> None:
-    place.write(word, f"#!/bin/sh\necho it is $0, $#\n", 0o755)
+    place.write(word, "#!/bin/sh\necho it is $0, $#\n", 0o755)
     done = place.run("--", word, "x", env={"PATH": f"{place.root}:{os.environ['PATH']}"})
     assert (done.code, done.out) == (0, f"it is {place.root / word}, 1\n".encode())
 

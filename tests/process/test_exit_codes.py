@@ -6,9 +6,7 @@ import signal
 
 import pytest
 
-from ksupervise import cli
-
-from .helpers import LEAVER, PYTHON, TALKER, Place
+from .helpers import LEAVER, PYTHON, TALKER, Place, call
 
 FINAL = {
     "ImportError": ("import no_such_module", 1),
@@ -131,23 +129,30 @@ CANNOT_RUN = {
     "not executable": (["./plain.py"], 126, "did you mean: python ./plain.py"),
     "not executable, no Python": (["./plain"], 126, "did you mean: chmod +x ./plain"),
     "a directory": (["./folder"], 126, "is a directory"),
-    "no interpreter": (["./orphan"], 127, "cannot be run"),
-    "no format": (["./garbage"], 126, "cannot be run"),
 }
 
 
 @pytest.mark.parametrize("what", CANNOT_RUN)
-def test_a_command_that_cannot_run(place: Place, what: str) -> None:
+def test_a_command_that_cannot_run(place: Place, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     place.write("plain.py", "")
     place.write("plain", "")
-    place.write("orphan", "#!/no/such/interpreter\n", 0o755)
-    place.write("garbage", "\x01\x02", 0o755)
     (place.root / "folder").mkdir()
+    monkeypatch.chdir(place.root)
     command, code, words = CANNOT_RUN[what]
-    done = place.run(*command)
+    done = call(*command)
     assert done.code == code
     assert done.said(words)
+    assert len(done.ours) == 1
+    assert not (place.root / ".ksupervise").exists()
+
+
+@pytest.mark.parametrize(("text", "code"), [("#!/no/such/interpreter\n", 127), ("\x01\x02", 126)])
+def test_a_program_that_the_system_will_not_start(place: Place, text: str, code: int) -> None:
+    done = place.run(place.write("program", text, 0o755))
+    assert done.code == code
+    assert done.said("cannot be run")
     assert b"Traceback" not in done.err
+    assert place.record()["state"] == "failed"
 
 
 BAD_OPTIONS = [
@@ -168,55 +173,44 @@ BAD_OPTIONS = [
 
 
 @pytest.mark.parametrize("options", BAD_OPTIONS, ids=" ".join)
-def test_a_bad_option_is_2_and_says_which(
-    options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, place: Place
-) -> None:
+def test_a_bad_option_is_2_and_says_which(options: list[str], monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
     monkeypatch.chdir(place.root)
-    with pytest.raises(SystemExit) as caught:
-        cli.main([*options, "true"])
-    assert caught.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("ksupervise: ")
-    assert options[0] in err
+    done = call(*options, "true")
+    assert (done.code, done.out, done.theirs) == (2, b"", b"")
+    assert done.said(options[0])
     assert list(place.root.iterdir()) == [], "a usage error leaves nothing behind"
 
 
-@pytest.mark.parametrize("options", [["--keep", "2x"], ["--frobnicate"]], ids=" ".join)
-@pytest.mark.parametrize("written_out", [(), ("run",)])
-def test_usage_errors_from_outside(place: Place, options: list[str], written_out: tuple[str, ...]) -> None:
-    done = place.run(*written_out, *options, "true")
+@pytest.mark.parametrize("words", [["--keep", "2x"], ["run", "--frobnicate"]], ids=" ".join)
+def test_usage_errors_from_outside(place: Place, words: list[str]) -> None:
+    done = place.run(*words, "true")
     assert done.code == 2
     assert len(done.ours) == 1
     assert not place.store.exists()
 
 
 @pytest.mark.parametrize("word", ["watch", "export", "report", "rehearse", "doctor", "unit"])
-def test_sub_commands_to_come_are_reserved(word: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.main([word, "--x"])
-    assert caught.value.code == 2
-    assert f"ksupervise -- {word} --x" in capsys.readouterr().err
+def test_sub_commands_to_come_are_reserved(word: str) -> None:
+    done = call(word, "--x")
+    assert done.code == 2
+    assert done.said(f"ksupervise -- {word} --x")
 
 
 @pytest.mark.parametrize("words", [[], ["--"], ["run"], ["run", "--"], ["--keep", "2"]], ids=" ".join)
-def test_no_command_is_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(words)
-    assert caught.value.code == 2
-    assert "no command to supervise was given" in capsys.readouterr().err
+def test_no_command_is_2(words: list[str]) -> None:
+    done = call(*words)
+    assert (done.code, done.out) == (2, b"")
+    assert done.said("no command to supervise was given")
 
 
-@pytest.mark.parametrize(
-    "words", [["--help"], ["-h"], ["status", "--help"], ["run", "--help"], ["--version"]], ids=" ".join
-)
-def test_help_and_version_are_0(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(words)
-    assert caught.value.code == 0
-    out, err = capsys.readouterr()
-    assert "ksupervise" in out
-    assert err == ""
+HELP = [["--help"], ["-h"], ["status", "--help"], ["run", "--help"], ["--version"]]
+
+
+@pytest.mark.parametrize("words", HELP, ids=" ".join)
+def test_help_and_version_are_0(words: list[str]) -> None:
+    done = call(*words)
+    assert (done.code, done.err) == (0, b"")
+    assert b"ksupervise" in done.out
 
 
 def test_one_of_several_ranks_is_refused(place: Place) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import time
 
@@ -129,7 +130,7 @@ def test_a_console_that_nobody_reads_never_blocks_the_child(place: Place, stream
     read, write = os.pipe()
     number = {"stdout": 1, "stderr": 2}[stream]
     source = f"import os\nfor _ in range(160): os.write({number}, b'x' * 65536)\nopen('through', 'w')"
-    parent = place.start("--quiet", *place.script(source), **{stream: write})
+    parent = place.start("--quiet", *place.script(source), streams={stream: write})
     os.close(write)
     until((place.root / "through").exists, "end of the script")
     assert parent.wait().code == 0
@@ -141,7 +142,7 @@ def test_a_console_that_nobody_reads_never_blocks_the_child(place: Place, stream
 def test_a_console_that_goes_away_ends_nothing(place: Place, stream: str) -> None:
     read, write = os.pipe()
     os.close(read)
-    parent = place.start("sh", "-c", "echo one; echo two >&2; sleep 0.05; echo three; exit 0", **{stream: write})
+    parent = place.start("sh", "-c", "echo one; echo two >&2; sleep 0.05; echo three; exit 0", streams={stream: write})
     os.close(write)
     assert parent.wait().code == 0
     log = (place.run_dir / "attempts/001/output.log").read_bytes()
@@ -152,11 +153,8 @@ def test_a_console_that_goes_away_ends_nothing(place: Place, stream: str) -> Non
 def test_closed_standard_descriptors_harm_nobody(place: Place, closed: str) -> None:
     """Output must not land in whatever file got the free number."""
     script = place.write("noisy.sh", "echo out; echo err >&2\n")
-    words = " ".join(f"'{word}'" if "'" not in word else f'"{word}"' for word in [*_command(place), "sh", script])
-    assert (
-        subprocess.run(["sh", "-c", f"{words} {closed}"], cwd=place.root, timeout=20, capture_output=True).returncode
-        == 0
-    )
+    done = place.plain(["sh", "-c", f"{shlex.join([*_command(place), 'sh', script])} {closed}"])
+    assert done.code == 0
     assert sorted((place.run_dir / "attempts/001/output.log").read_bytes().split()) == [b"err", b"out"]
     assert place.record()["state"] == "completed"
     assert place.events("verdict")
@@ -205,16 +203,16 @@ outer()
 
 def test_a_traceback_is_what_plain_python_shows(place: Place) -> None:
     script = place.script(TRACEBACK)
-    plain = subprocess.run(script, cwd=place.root, env=place.environ, capture_output=True)
+    plain = place.plain(script)
     done = place.run("--max-failures", "1", *script)
-    assert done.code == plain.returncode == 1
-    assert done.theirs == plain.stderr
-    assert b"the user's" in plain.stderr
+    assert done.code == plain.code == 1
+    assert done.theirs == plain.err
+    assert b"the user's" in plain.err
 
 
 @pytest.mark.parametrize("source", ["def :", "import nothing_of_that_name", "raise SystemExit('bye')", "1/0"])
 def test_the_errors_of_a_start_are_what_plain_python_shows(place: Place, source: str) -> None:
     script = place.script(source)
-    plain = subprocess.run(script, cwd=place.root, env=place.environ, capture_output=True)
+    plain = place.plain(script)
     done = place.run("--max-failures", "1", *script)
-    assert (done.code, done.out, done.theirs) == (plain.returncode, plain.stdout, plain.stderr)
+    assert (done.code, done.out, done.theirs) == (plain.code, plain.out, plain.err)

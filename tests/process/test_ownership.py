@@ -60,16 +60,16 @@ def test_no_option_takes_a_run_from_its_living_owner(place: Place, options: list
 
 
 def test_of_two_that_start_together_exactly_one_goes_on(place: Place) -> None:
-    script = place.script(LEAVER)
+    def lost(pair: list[Parent]) -> Parent | None:
+        return next((parent for parent in pair if parent.process.poll() is not None), None)
+
     for number in range(20):
-        name = f"round-{number}"
-        both = [place.start("--name", name, *script) for _ in range(2)]
-        until(lambda both=both: [p for p in both if p.process.poll() is not None], "end of the loser")  # type: ignore[misc]
-        loser = both[0] if both[0].process.poll() is not None else both[1]
-        winner = both[1] if loser is both[0] else both[0]
-        lost = loser.wait()
-        assert lost.err == b""
-        assert (lost.code, lost.out) == (75, b"")
+        pair = [place.start("--name", f"round-{number}", "sh", "-c", "echo ready; exec sleep 1000") for _ in range(2)]
+        loser = until(lambda pair=pair: lost(pair), "end of the loser")  # type: ignore[misc]
+        done = loser.wait()
+        assert done.err == b""
+        assert (done.code, done.out) == (75, b"")
+        (winner,) = (parent for parent in pair if parent is not loser)
         winner.line("ready")
         winner.send(signal.SIGTERM)
         assert winner.wait().code == 75

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -150,8 +149,8 @@ def test_a_term_to_the_child_from_outside_is_a_preemption_and_free(place: Place)
 def test_the_child_has_the_signals_of_a_fresh_process(place: Place) -> None:
     """No handler, no mask, nothing ignored that plain Python would not ignore."""
     probe = place.script("print([l for l in open('/proc/self/status') if l.startswith('Sig')])")
-    plain = subprocess.run(probe, capture_output=True, env=place.environ, cwd=place.root)
-    assert place.run(*probe).out == plain.stdout
+    plain = place.plain(probe)
+    assert place.run(*probe).out == plain.out
 
 
 def test_the_parent_ignores_what_is_nobodys_word(place: Place) -> None:

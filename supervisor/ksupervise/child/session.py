@@ -274,7 +274,7 @@ class Fit:
         self._validation_seconds = 0.0
         self._handler: Any = None
         self._signalled = False
-        self._ended_epoch = False
+        self._staged_step = -1  # run-wide step of the newest state that would be gone back to
         self.open = False
         self.complete = answer["mode"] == "skip"
 
@@ -293,6 +293,7 @@ class Fit:
         session, control = self._session, self._session.control
         if self._loaded is not None:
             self._resume(*self._loaded)
+        self._staged_step = session.step
         control["fit"] = self._ordinal
         control["epochs"] = self._epochs
         control["phase"] = wire.PHASE_TRAIN
@@ -364,7 +365,6 @@ class Fit:
         self._model._initial_epoch = None  # it is sticky: the next fit would begin there
         self._epoch = epoch
         self._batches = 0
-        self._ended_epoch = False
         if self._position is not None:
             self._position.begin_epoch()
         self._session.control["epoch"] = epoch
@@ -478,7 +478,6 @@ class Fit:
         self._epoch_step = session.step
         self._epoch = epoch + 1
         self._batches = 0
-        self._ended_epoch = True
         session.control["epoch"] = self._epoch
         session.control["batch"] = 0
         session.control["step"] = session.step
@@ -528,6 +527,9 @@ class Fit:
         if kind == "batch" and self._position is None:
             self._due = float("inf")  # a loop of somebody's own: only an epoch's end can be gone back to
             return
+        if kind == "batch" and self._epoch_step + batch == self._staged_step:
+            self._plan_next()  # nothing was trained since
+            return
         if session.stager.busy and not wait:
             self._due = time.monotonic() + 0.1  # look again soon
             return
@@ -535,7 +537,8 @@ class Fit:
         session.control["phase"] = wire.PHASE_STAGE
         try:
             arrays, saved, about = self._capture(kind, batch, origin)
-            session.stager.stage(arrays, saved, about, wait)
+            if session.stager.stage(arrays, saved, about, wait) is not None:
+                self._staged_step = about["position"]["step"]
         finally:
             session.control["phase"] = phase
             self._plan_next()

@@ -57,7 +57,7 @@ class History:
     def after(self, evidence: Evidence, *, charged: bool) -> History:
         """This history with one more judged attempt."""
         step = evidence.checkpoint_step
-        progress = step is not None and (self.mark is None or step > self.mark)
+        progress = step is not None and step > (self.mark or 0)
         return History(
             attempt=self.attempt,
             stepped=self.stepped or evidence.stepped,

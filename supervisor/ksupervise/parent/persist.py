@@ -101,12 +101,14 @@ def restore(store: CheckpointStore, stage: Stage, fit: int, epochs: int) -> Rest
         aside.append((store.set_aside(path, reason), reason))
     while True:
         chosen = plan(fit, epochs, known(store, stage))
-        if chosen.checkpoint is None:
+        candidate = chosen.checkpoint
+        if candidate is None:
             return Restored(chosen, None, tuple(aside))
         try:
-            return Restored(chosen, hold(store, stage, chosen.checkpoint), tuple(aside))
+            return Restored(chosen, hold(store, stage, candidate), tuple(aside))
         except DamagedCheckpoint as damage:
-            aside.append((store.set_aside(damage.path, damage.reason), damage.reason))
+            assert candidate.checkpoint is not None  # a stage in memory is read by nobody here
+            aside.append((store.set_aside(candidate.checkpoint.path, damage.reason), damage.reason))
 
 
 def known(store: CheckpointStore, stage: Stage) -> list[Candidate]:
