@@ -108,7 +108,7 @@ class Session:
         self.pid = os.getpid()
         self.active = link is not None
         self.fit: Fit | None = None
-        self.step = 0  # run-wide steps that are complete
+        self.step = 0  # run-wide steps that are complete, also by trainers before this one
         if link is None:
             if why:
                 attach.tell(json.dumps({"op": "note", "text": why}))
@@ -118,6 +118,7 @@ class Session:
         # next print must not fail, and end it before it is saved, because the parent is gone.
         control, one, other, _lock, *self._outputs = link.fds
         self.control = Control(control)
+        self.step = self.control.integer("step")
         slots = [Slot(one), Slot(other)]
         self.stager = Stager(link, slots, int(link.grant["next_seq"]), int(link.grant["attempt"]))
         self.told: set[str] = set()
