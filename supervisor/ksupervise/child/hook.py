@@ -14,6 +14,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from ksupervise.child import attach, session
+from ksupervise.child.fit import Fit
 
 Method = Callable[..., Any]
 
@@ -32,7 +33,7 @@ def install(callback_list: ModuleType) -> None:
     attach.tell(f'{{"op":"keras","version":"{version}"}}')
 
 
-def _train_begin(original: Method, make: Callable[[session.Fit], Any]) -> FunctionType:
+def _train_begin(original: Method, make: Callable[[Fit], Any]) -> FunctionType:
     def on_train_begin(self: Any, logs: Any = None) -> None:
         fit = session.begin_fit(self, sys._getframe(1))
         if fit is None:
@@ -40,9 +41,9 @@ def _train_begin(original: Method, make: Callable[[session.Fit], Any]) -> Functi
             return
         self._ksupervise_fit = fit
         if fit.complete:
-            session.restoring(fit.put_back)
+            fit.put_back()
             return
-        session.restoring(fit.prepare)
+        fit.prepare()
         self.callbacks.append(make(fit))
         original(self, logs)
 
@@ -56,7 +57,7 @@ def _train_end(original: Method) -> FunctionType:
         if fit is None:
             original(self, logs)
         elif fit.complete:
-            session.guarded(fit.after_complete)
+            fit.after_complete()
         else:
             original(self, fit.last_logs(logs))
 
@@ -77,19 +78,19 @@ def _disguise(function: FunctionType, original: Method, file: str) -> FunctionTy
     return function
 
 
-def _appended_class(base: Any) -> Callable[[session.Fit], Any]:
+def _appended_class(base: Any) -> Callable[[Fit], Any]:
     class KsuperviseCallback(base):  # type: ignore[misc]
-        """Hands the events of one fit to `session.Fit`; a failure of ours stays ours."""
+        """Hands the events of one fit to `Fit`; a failure of ours stays ours."""
 
-        def __init__(self, fit: session.Fit) -> None:
+        def __init__(self, fit: Fit) -> None:
             super().__init__()
             self._fit = fit
 
         def on_train_begin(self, logs: Any = None) -> None:
-            session.restoring(self._fit.begin)
+            self._fit.begin()
 
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            session.restoring(self._fit.begin_epoch, epoch)
+            self._fit.begin_epoch(epoch)
 
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
             self._fit.begin_batch(batch)
@@ -104,9 +105,9 @@ def _appended_class(base: Any) -> Callable[[session.Fit], Any]:
             self._fit.end_validation()
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            session.guarded(self._fit.end_epoch, epoch, logs)
+            self._fit.end_epoch(epoch, logs)
 
         def on_train_end(self, logs: Any = None) -> None:
-            session.guarded(self._fit.end, logs)
+            self._fit.end(logs)
 
     return KsuperviseCallback

@@ -1,0 +1,447 @@
+"""One call of `model.fit`, and what we do at which of its moments.
+
+- it begins: the state is put back where the parent says that it goes on;
+- each batch: the beat is written; a stage is made when it is due, or when the parent asks;
+- an epoch ends: a stage; the fit ends: the final state, and a wait until it is durable;
+- asked to leave, or left by the parent: a stage at the next batch, and out (see `session.py`).
+"""
+
+from __future__ import annotations
+
+import functools
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from ksupervise import wire
+from ksupervise.child import callbacks, codec, position, randomness, state
+from ksupervise.wire import Control
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ksupervise.child.session import Session
+
+_FLOOR = 2.0  # seconds between two mid-epoch stages, unless --every asks for more
+_FINAL_WAIT = 600.0  # seconds that a completed fit waits for its final state to be durable
+_LEAVE_MARGIN = 2.0  # seconds before the deadline at which a long validation is left
+
+
+def _harmless(method: Callable[..., None]) -> Callable[..., None]:
+    """A moment of ours: if it fails, training goes on without it, and the parent hears why."""
+
+    @functools.wraps(method)
+    def guarded(self: Fit, *arguments: Any) -> None:
+        try:
+            method(self, *arguments)
+        except Exception as error:
+            self.session.fail(error)
+
+    return guarded
+
+
+def _all_or_nothing(method: Callable[..., None]) -> Callable[..., None]:
+    """A moment in which state is put back: if that fails we leave before anything is trained."""
+
+    @functools.wraps(method)
+    def guarded(self: Fit, *arguments: Any) -> None:
+        try:
+            method(self, *arguments)
+        except Exception as error:
+            self.session.fail_to_restore(error)
+
+    return guarded
+
+
+class Fit:
+    """One call of `model.fit`.
+
+    Attributes:
+        open: it began and did not end.
+        complete: it was complete before this attempt; it only gets its final state back.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        callback_list: Any,
+        caller: FrameType,
+        ordinal: int,
+        epochs: int,
+        answer: dict[str, Any],
+    ) -> None:
+        self.session = session
+        self._list = callback_list
+        self._model = callback_list.model
+        self._ordinal = ordinal
+        self._epochs = epochs
+        self._answer = answer
+        self._iterator = caller.f_locals.get("epoch_iterator")
+        self._position = position.Position(self._iterator) if self._iterator is not None else None
+        self._roster = callbacks.Roster(list(callback_list.callbacks))
+        self._stride = self._position.steps_per_execution if self._position else 1
+        self._loaded: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self._last_logs: Any = None
+        self._epoch = 0
+        self._batches = 0  # of the epoch in hand, begun
+        self._epoch_step = session.step  # run-wide step at which the epoch in hand began
+        self._due = 0.0
+        self._validation = position.Validation()
+        self._validation_began = 0.0
+        self._validation_seconds = 0.0
+        self._handler: Any = None
+        self._signalled = False
+        self._staged_step = -1  # run-wide step of the newest state that would be gone back to
+        self.open = False
+        self.complete = answer["mode"] == "skip"
+
+    # Beginning
+
+    @_all_or_nothing
+    def prepare(self) -> None:
+        """Before the script's own on_train_begin: read the state, let log files go on where they were."""
+        if self._answer["mode"] == "resume":
+            self._loaded = self.session.stager.read(int(self._answer["slot"]))
+            self._roster.prepare(self._loaded[1]["callbacks"])
+
+    @_all_or_nothing
+    def begin(self) -> None:
+        """After the script's own on_train_begin: put the state back, start to watch."""
+        self.open = True
+        self._roster.begin()
+        session, control = self.session, self.session.control
+        if self._loaded is not None:
+            self._resume(*self._loaded)
+        self._staged_step = session.step
+        control["fit"] = self._ordinal
+        control["epochs"] = self._epochs
+        control["phase"] = wire.PHASE_TRAIN
+        control["epoch"] = self._epoch
+        control["step"] = session.step
+        if not control.integer("executed"):
+            control["first_step"] = session.step
+        self._listen_to_sigterm()
+        self._plan_next()
+
+    def _resume(self, arrays: dict[str, Any], saved: dict[str, Any]) -> None:
+        at = saved["position"]
+        self._put_back_everything(arrays, saved)
+        self._epoch = int(at["epoch"])
+        session = self.session
+        session.stager.hold(int(self._answer["slot"]))
+        session.step = int(at["step"])
+        self._epoch_step = session.step - int(at["batch"])
+        guarantee = "exact to the epoch (the position in the data is not known)"
+        if self._position is not None:
+            data = codec.decode(saved["data"], arrays)
+            guarantee = self._position.resume(data, self._at_position)
+        self._validation.resume(int(saved["validations"]))
+        ended = saved["stopped"] or self._epoch >= self._epochs
+        if ended:
+            self._last_logs = codec.decode(saved["logs"], arrays)
+        # An empty loop if the fit had only its end before it.
+        self._model._initial_epoch = self._epochs if ended else self._epoch
+        self._model.stop_training = bool(saved["stopped"])
+        self._tell_restored(saved, guarantee)
+        if not at["batch"]:
+            self._loaded = None
+
+    def _put_back_everything(self, arrays: dict[str, Any], saved: dict[str, Any]) -> None:
+        """All or nothing: what does not fit the model ends the attempt before anything is changed."""
+        state.build(self._model, self._iterator, saved["optimizers"])
+        try:
+            state.put_back(self._model, _variables_of(arrays))
+        except state.Mismatch as mismatch:
+            self.session.refuse(str(mismatch))  # never returns
+        self._roster.put_back(saved["callbacks"], arrays)
+        randomness.put_back(codec.decode(saved["randomness"], arrays))
+
+    def _tell_restored(self, saved: dict[str, Any], guarantee: str) -> None:
+        at = saved["position"]
+        told = {**{name: at[name] for name in ("fit", "epoch", "batch", "step")}, "epochs": self._epochs}
+        message = {"op": "restored", "mode": self._answer["mode"], "seq": self._answer["seq"], **told}
+        self.session.link.send({**message, "guarantee": guarantee})
+
+    @_all_or_nothing
+    def put_back(self) -> None:
+        """A completed fit: its final state comes back, the script's callbacks are not called."""
+        arrays, saved = self.session.stager.read(int(self._answer["slot"]))
+        self._put_back_everything(arrays, saved)
+        self.session.stager.hold(int(self._answer["slot"]))
+        self.session.step = int(saved["position"]["step"])
+        self.session.control["step"] = self.session.step
+        self._model._initial_epoch = self._epochs
+        self._model.stop_training = bool(saved["stopped"])
+        self._tell_restored(saved, "exact")
+
+    @_harmless
+    def after_complete(self) -> None:
+        """The empty loop of a completed fit is over."""
+        self._model._initial_epoch = None
+
+    # On the way
+
+    @_all_or_nothing
+    def begin_epoch(self, epoch: int) -> None:
+        """An epoch begins; after a resume in its middle, its accumulators are put back here."""
+        self._model._initial_epoch = None  # it is sticky: the next fit would begin there
+        self._epoch = epoch
+        self._batches = 0
+        if self._position is not None:
+            self._position.begin_epoch()
+        self.session.control["epoch"] = epoch
+        if self._loaded is not None:
+            # Keras has just reset the metrics, and callbacks may have changed the learning rate once more.
+            arrays, saved = self._loaded
+            state.put_back(self._model, _variables_of(arrays))
+            self._roster.put_back(saved["callbacks"], arrays)
+
+    def _at_position(self) -> None:
+        """The data stands where the checkpoint was made: now the generators may be put back."""
+        if self._loaded is not None:
+            arrays, saved = self._loaded
+            if self._position is not None and not self._position._drawn_by_python:
+                randomness.put_back(codec.decode(saved["randomness"], arrays))
+            self._loaded = None
+
+    def begin_batch(self, batch: int) -> None:
+        """Batch number `batch` of the epoch begins: the state is that after `batch` batches."""
+        control = self.session.control
+        now = time.monotonic()
+        if (
+            now >= self._due
+            or control.words[0]
+            or self._signalled
+            or self.session.link.orphaned
+            or self._validation_comes(batch, now)
+        ):
+            self._attend(batch)
+        count = self._stride
+        control.words[19] = batch
+        control.words[20] = self._epoch_step + batch + count
+        control.words[21] += count
+        control.times[32] = now
+        self._batches = batch + count
+
+    def _validation_comes(self, batch: int, now: float) -> bool:
+        """The last batch before a validation that would let the stage grow older than it may."""
+        if not self._validation_seconds or self._position is None:
+            return False
+        steps = self._position.steps
+        is_last = steps is not None and batch + self._stride >= steps
+        return is_last and now + self._validation_seconds >= self._due
+
+    @_harmless
+    def _attend(self, batch: int) -> None:
+        leaving = self._leaving()
+        if self._wants_stage() or leaving or time.monotonic() >= self._due or self._validation_seconds:
+            self._stage("batch", batch, "drain" if leaving else "interval", wait=self._time_left(leaving))
+        if leaving:
+            self._leave(leaving)
+
+    def _wants_stage(self) -> bool:
+        control = self.session.control
+        if control.words[0] == Control.STAGE:
+            control["drain"] = 0
+            return True
+        return False
+
+    def _leaving(self) -> str:
+        """Why we should leave, "" if we should not."""
+        if self.session.link.orphaned:
+            return "the parent is gone"
+        if self.session.control.words[0] == Control.LEAVE:
+            return "asked to leave"
+        return "SIGTERM" if self._signalled else ""
+
+    def _time_left(self, leaving: str) -> float:
+        """Seconds that may be waited for a slot."""
+        if not leaving:
+            return 0.0
+        deadline = self.session.control["deadline"]
+        return max(1.0, deadline - time.monotonic()) if deadline else float(self.session.link.grant["grace"])
+
+    def _leave(self, reason: str) -> None:
+        if self.session.link.orphaned:
+            self.session.leave_orphaned()
+        self.session.leave_drained(reason, self._time_left(reason))
+
+    @_harmless
+    def begin_validation(self) -> None:
+        """A validation begins."""
+        self._validation.begin(getattr(self._model, "_eval_epoch_iterator", None))
+        self._validation_began = time.monotonic()
+        self.session.control["phase"] = wire.PHASE_EVALUATE
+
+    def begin_test_batch(self) -> None:
+        """Never stage in a validation: it could not be resumed. The epoch's end is awaited if there is time."""
+        self.session.control["beat"] = time.monotonic()
+        if not (self.session.control.words[0] or self._signalled or self.session.link.orphaned):
+            return
+        self._attend_validation()
+
+    @_harmless
+    def _attend_validation(self) -> None:
+        leaving = self._leaving()
+        if leaving and self._validation_seconds_left() > self._time_left(leaving) - _LEAVE_MARGIN:
+            self._leave(leaving)
+
+    def _validation_seconds_left(self) -> float:
+        spent = time.monotonic() - self._validation_began
+        return max(0.0, self._validation_seconds - spent) if self._validation_seconds else 0.0
+
+    @_harmless
+    def end_validation(self) -> None:
+        """A validation ended."""
+        self._validation_seconds = time.monotonic() - self._validation_began
+        self.session.control["phase"] = wire.PHASE_TRAIN
+
+    @_harmless
+    def end_epoch(self, epoch: int, logs: Any) -> None:
+        """An epoch is over and the script's callbacks have seen its end."""
+        session = self.session
+        self._count_partial_execution()
+        session.step = self._epoch_step + self._batches
+        self._epoch_step = session.step
+        self._epoch = epoch + 1
+        self._batches = 0
+        session.control["epoch"] = self._epoch
+        session.control["batch"] = 0
+        session.control["step"] = session.step
+        self._last_logs = dict(logs or {})
+        last = self._epoch >= self._epochs or bool(self._model.stop_training)
+        leaving = self._leaving()
+        if last or leaving or self._wants_stage() or self._epoch_due():
+            wait = _FINAL_WAIT if last else self._time_left(leaving)
+            self._stage("epoch", 0, "drain" if leaving else "epoch", wait=wait)
+        if leaving:
+            self._leave(leaving)
+
+    def _count_partial_execution(self) -> None:
+        """With several steps an execution the epoch's last one may have been shorter than counted."""
+        steps = self._position.steps if self._position is not None else None
+        if steps is not None and self._batches > steps:
+            self.session.control["executed"] = self.session.control.integer("executed") - (self._batches - steps)
+            self._batches = steps
+
+    def _epoch_due(self) -> bool:
+        """An epoch's end is staged as often as the allowed overhead permits."""
+        stager, control = self.session.stager, self.session.control
+        pause = min(stager.cost / max(control["overhead"], 1e-6), control["interval"])
+        return time.monotonic() - stager.at >= pause
+
+    def last_logs(self, logs: Any) -> Any:
+        """What on_train_end is to be told: after a resume behind the last epoch Keras does not know."""
+        return self._last_logs if logs is None and self._last_logs is not None else logs
+
+    @_harmless
+    def end(self, logs: Any) -> None:
+        """The fit is over and the script's callbacks have seen its end: the final state must not be lost."""
+        self._stop_listening()
+        self._model._initial_epoch = None
+        self._stage("final", 0, "final", wait=_FINAL_WAIT)
+        self.open = False
+        self.session.control["phase"] = wire.PHASE_OUTSIDE
+        self.session.link.wait_free(self.session.stager.newest_seq, _FINAL_WAIT)
+        if self._list.callbacks and self._list.callbacks[-1].__class__.__name__ == "KsuperviseCallback":
+            self._list.callbacks.pop()
+        if self.session.link.orphaned:
+            self.session.leave_orphaned()
+
+    # Staging
+
+    def _stage(self, kind: str, batch: int, origin: str, *, wait: float) -> None:
+        session = self.session
+        if kind == "batch" and self._position is None:
+            self._due = float("inf")  # a loop of somebody's own: only an epoch's end can be gone back to
+            return
+        if kind == "batch" and self._epoch_step + batch == self._staged_step:
+            self._plan_next()  # nothing was trained since
+            return
+        if session.stager.busy and not wait:
+            self._due = time.monotonic() + 0.1  # look again soon
+            return
+        phase = session.control.integer("phase")
+        session.control["phase"] = wire.PHASE_STAGE
+        try:
+            arrays, saved, about = self._capture(kind, batch, origin)
+            if session.stager.stage(arrays, saved, about, wait) is not None:
+                self._staged_step = about["position"]["step"]
+        finally:
+            session.control["phase"] = phase
+            self._plan_next()
+
+    def _capture(self, kind: str, batch: int, origin: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Arrays and plain state as of now, and what the manifest says of them."""
+        model = self._model
+        arrays = {named.name: state.read(named.variable) for named in state.variables(model)}
+        at = {
+            "fit": self._ordinal,
+            "epoch": self._epoch,
+            "batch": batch,
+            "step": self._epoch_step + batch,
+            "kind": kind,
+        }
+        extras: dict[str, Any] = {}
+        saved = {
+            "format": 1,
+            "position": at,
+            "stopped": bool(model.stop_training) and kind != "batch",
+            "optimizers": state.recipe(model),
+            "callbacks": self._roster.capture(extras),
+            "randomness": codec.encode(randomness.capture(), extras, "extra/randomness"),
+            "data": codec.encode(self._position.capture(batch, inside=kind == "batch"), extras, "extra/data")
+            if self._position
+            else None,
+            "validations": self._validation.made,
+            "logs": codec.encode(_plain_logs(self._last_logs), extras, "extra/logs"),
+        }
+        for skipped in sorted(self._roster.skipped):
+            self.session.note(f"not carried over a restart, it is no plain data: {skipped}")
+        about = {
+            "position": at,
+            "origin": origin,
+            "extra": {"epochs": self._epochs, "stopped": saved["stopped"]},
+        }
+        return {**arrays, **extras}, saved, about
+
+    def _plan_next(self) -> None:
+        """When the next mid-epoch stage is due: as seldom as its cost demands, as often as --every asks."""
+        stager, control = self.session.stager, self.session.control
+        every = control["interval"]
+        pause = max(stager.cost / max(control["overhead"], 1e-6), _FLOOR)
+        self._due = time.monotonic() + min(pause, every)
+
+    # SIGTERM to the child itself
+
+    def _listen_to_sigterm(self) -> None:
+        """Slurm and systemd may signal parent and child at once: note it, the next batch saves and leaves."""
+        try:
+            if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+                self._handler = self._on_sigterm
+                signal.signal(signal.SIGTERM, self._handler)
+        except ValueError:
+            self._handler = None  # not the main thread
+
+    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        self._signalled = True
+
+    def _stop_listening(self) -> None:
+        if self._handler is not None and signal.getsignal(signal.SIGTERM) == self._handler:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._handler = None
+
+
+def _variables_of(arrays: dict[str, Any]) -> dict[str, Any]:
+    return {name: array for name, array in arrays.items() if not name.startswith("extra/")}
+
+
+def _plain_logs(logs: Any) -> dict[str, Any]:
+    plain = {}
+    for name, value in (logs or {}).items():
+        try:
+            plain[name] = float(value)
+        except (TypeError, ValueError):
+            continue
+    return plain
