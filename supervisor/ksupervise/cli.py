@@ -52,7 +52,8 @@ class _Front(click.Group):
         """Parse our options; remember whether `--` ended them."""
         given = list(args)
         rest = super().parse_args(ctx, args)
-        words = [*ctx._protected_args, *ctx.args]
+        name = "_protected_args" if hasattr(ctx, "_protected_args") else "protected_args"  # click 8.1's; 9 has none
+        words = [*getattr(ctx, name, ()), *ctx.args]
         position = len(given) - len(words) - 1
         self.forced = position >= 0 and given[position] == "--"
         return rest
