@@ -78,7 +78,7 @@ class Fit:
         self._epochs = epochs
         self._answer = answer
         self._iterator = caller.f_locals.get("epoch_iterator")
-        self._position = position.Position(self._iterator) if self._iterator is not None else None
+        self._position = position.Position(self._iterator) if position.is_known(self._iterator) else None
         self._roster = callbacks.Roster(list(callback_list.callbacks))
         self._stride = self._position.steps_per_execution if self._position else 1
         self._loaded: tuple[dict[str, Any], dict[str, Any]] | None = None

@@ -18,6 +18,11 @@ from ksupervise.child import randomness
 STATE_LIMIT = 64 * 1024 * 1024  # bytes of a serialized iterator; a larger shuffle buffer is replayed
 
 
+def is_known(iterator: Any) -> bool:
+    """Keras' EpochIterator as we know it (3.8 and later). Otherwise only an epoch's end can be gone back to."""
+    return all(hasattr(iterator, name) for name in ("_get_iterator", "_enumerate_iterator", "data_adapter"))
+
+
 class Position:
     """The position in one fit's training data. `iterator` is Keras' EpochIterator."""
 

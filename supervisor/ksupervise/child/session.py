@@ -110,7 +110,13 @@ class Session:
             raise TimeoutError("the parent did not say where the fit begins")
         if answer["mode"] == "refused":
             self.leave(EXIT_REFUSED)
-        self.fit = Fit(self, callback_list, caller, int(answer["fit"]), epochs, answer)
+        try:
+            self.fit = Fit(self, callback_list, caller, int(answer["fit"]), epochs, answer)
+        except Exception as error:
+            if answer["mode"] != "fresh":
+                self.fail_to_restore(error)
+            self.link.send({"op": "abandon"})
+            raise
         return self.fit
 
     def note(self, text: str) -> None:

@@ -306,7 +306,8 @@ class Supervisor:
         if attempt is None:
             return
         number = getattr(signal, f"SIG{action.name}")
-        group = action.target is Target.GROUP
+        # Before there is a trainer Ctrl-C goes where a terminal would send it: a shell alone would not pass it on.
+        group = action.target is Target.GROUP or (action.name == "INT" and not attempt.dialogue.trainer_pid)
         attempt.child.send(number, group=group, pid=attempt.dialogue.trainer_pid or None)
         if action.name != "KILL":  # a stopped process takes its signal only once it is continued
             attempt.child.send(signal.SIGCONT, pid=attempt.dialogue.trainer_pid or None)

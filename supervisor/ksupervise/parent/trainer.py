@@ -12,6 +12,7 @@ Messages of the child ("op"):
 | `refused` | the state does not fit the model | |
 | `staged` | slot k holds stage n | `free`, when it is committed (or could not be) |
 | `leave` | it will leave once stage n is committed | `go` |
+| `abandon` | we cannot look after the fit that began | |
 | `note` | something to tell the user once | |
 | `exit` | its interpreter ends in good order | |
 | `stop` | `ksupervise stop` (from anywhere) | `stopping` |
@@ -180,6 +181,10 @@ class Dialogue:
         self._desk.post(Refused(reason + REMEDY))
         connection.send({"op": "restore", "fit": fit, "mode": "refused"})
 
+    def _abandon(self, connection: Connection, message: Message) -> None:
+        self.facts.fit_open = False
+        self._desk.post(Released())
+
     def _restored(self, connection: Connection, message: Message) -> None:
         fields = ("fit", "epoch", "batch", "step", "seq", "mode", "guarantee")
         record = self._write("resumed", **{name: message.get(name) for name in fields})
@@ -275,6 +280,7 @@ _HANDLERS: dict[str, Callable[[Dialogue, Connection, Message], None]] = {
     "claim": Dialogue._claim,
     "exit": Dialogue._exit,
     "fit": Dialogue._fit,
+    "abandon": Dialogue._abandon,
     "restored": Dialogue._restored,
     "refused": Dialogue._refused,
     "staged": Dialogue._staged,
