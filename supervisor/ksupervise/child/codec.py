@@ -29,6 +29,8 @@ def encode(value: Any, arrays: dict[str, Any], name: str, depth: int = 0) -> Any
     if isinstance(value, bytes):
         return {"$": "bytes", "v": base64.b64encode(value).decode()}
     if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        if _is_flat(value):
+            return list(value) if type(value) is list else {"$": "tuple", "v": list(value)}
         items = [encode(item, arrays, f"{name}/{index}", depth + 1) for index, item in enumerate(value)]
         return items if type(value) is list else {"$": "tuple", "v": items}
     if type(value) is dict:
@@ -41,6 +43,12 @@ def encode(value: Any, arrays: dict[str, Any], name: str, depth: int = 0) -> Any
         ]
         return {"$": "dict", "v": pairs}
     return _encode_array(value, arrays, name)
+
+
+def _is_flat(values: list[Any] | tuple[Any, ...]) -> bool:
+    """Only numbers that JSON holds as they are: a generator's state, a metric's history."""
+    kinds = set(map(type, values))
+    return kinds <= {int} or (kinds == {float} and all(map(math.isfinite, values)))
 
 
 def _encode_array(value: Any, arrays: dict[str, Any], name: str) -> Any:

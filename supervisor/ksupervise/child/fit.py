@@ -79,6 +79,7 @@ class Fit:
         self._answer = answer
         self._iterator = caller.f_locals.get("epoch_iterator")
         self._position = position.Position(self._iterator) if position.is_known(self._iterator) else None
+        self._inventory = state.Inventory(self._model)
         self._roster = callbacks.Roster(list(callback_list.callbacks))
         self._stride = self._position.steps_per_execution if self._position else 1
         self._loaded: tuple[dict[str, Any], dict[str, Any]] | None = None
@@ -365,9 +366,8 @@ class Fit:
         phase = session.control.integer("phase")
         session.control["phase"] = wire.PHASE_STAGE
         try:
-            arrays, saved, about = self._capture(kind, batch, origin)
-            if session.stager.stage(arrays, saved, about, wait) is not None:
-                self._staged_step = about["position"]["step"]
+            if session.stager.stage(lambda: self._capture(kind, batch, origin), wait) is not None:
+                self._staged_step = self._epoch_step + batch
         finally:
             session.control["phase"] = phase
             self._plan_next()
@@ -375,7 +375,7 @@ class Fit:
     def _capture(self, kind: str, batch: int, origin: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Arrays and plain state as of now, and what the manifest says of them."""
         model = self._model
-        arrays = {named.name: state.read(named.variable) for named in state.variables(model)}
+        arrays = self._inventory.read()
         at = {
             "fit": self._ordinal,
             "epoch": self._epoch,
@@ -388,7 +388,7 @@ class Fit:
             "format": 1,
             "position": at,
             "stopped": bool(model.stop_training) and kind != "batch",
-            "optimizers": state.recipe(model),
+            "optimizers": self._inventory.recipe,
             "callbacks": self._roster.capture(extras),
             "randomness": codec.encode(randomness.capture(), extras, "extra/randomness"),
             "data": codec.encode(self._position.capture(batch, inside=kind == "batch"), extras, "extra/data")

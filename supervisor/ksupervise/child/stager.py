@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ksupervise.child import tensors
 from ksupervise.child.link import Link
 from ksupervise.wire import PAGE, Slot
+
+_COLD = 4.0  # how much dearer memory is at its first use
 
 TENSORS, STATE = "state.safetensors", "state.json"
 
@@ -21,8 +24,8 @@ class Stager:
     """Writes stages, numbered on from `next_seq`.
 
     Attributes:
-        cost: seconds that the last stage took.
-        at: CLOCK_MONOTONIC second at which it was finished.
+        cost: seconds that a stage takes, capture included, as last seen in memory that was used before.
+        at: CLOCK_MONOTONIC second at which the last one was finished.
     """
 
     def __init__(self, link: Link, slots: list[Slot], next_seq: int, attempt: int) -> None:
@@ -53,25 +56,36 @@ class Stager:
         return seq != 0 and not self._link.is_free(seq)
 
     def stage(
-        self, arrays: dict[str, Any], state: dict[str, Any], about: dict[str, Any], wait: float = 0.0
+        self, capture: Callable[[], tuple[dict[str, Any], dict[str, Any], dict[str, Any]]], wait: float = 0.0
     ) -> int | None:
-        """Stage now; return the stage's number, None if no slot came free within `wait` seconds.
+        """Stage what `capture` gives: arrays, plain state, and what the manifest says of them.
+
+        Returns the stage's number, None if no slot came free within `wait` seconds.
 
         Raises OSError when memory does not suffice, tensors.UnknownType, codec.NotPlain.
         """
-        began = time.monotonic()
         index = 1 - self._newest
         if self.busy and not self._link.wait_free(self._seqs[index], wait):
             return None
+        began = time.monotonic()
+        arrays, state, about = capture()
         slot, seq = self._slots[index], self._next_seq
+        size = slot.size
         files = self._write(slot, arrays, json.dumps(state, separators=(",", ":")).encode())
         slot.complete(seq, {**about, "attempt": self._attempt, "files": files, "staged": True})
         self._next_seq += 1
         self._seqs[index], self._newest = seq, index
         self._link.send({"op": "staged", "slot": index, "seq": seq})
         self.at = time.monotonic()
-        self.cost = self.at - began
+        self._note_cost(self.at - began, cold=slot.size != size)
         return seq
+
+    def _note_cost(self, seconds: float, *, cold: bool) -> None:
+        """Fresh pages are three to seven times dearer than warm ones: they say little about the next stage."""
+        if not cold:
+            self.cost = seconds
+        elif not self.cost:
+            self.cost = seconds / _COLD
 
     def _write(self, slot: Slot, arrays: dict[str, Any], state: bytes) -> dict[str, tuple[int, int]]:
         specs = [tensors.spec(name, array) for name, array in arrays.items()]

@@ -126,6 +126,29 @@ def read(variable: Any) -> Any:
         return keras.ops.convert_to_numpy(value)
 
 
+class Inventory:
+    """A model's variables and the recipe of its optimizers, looked up anew only when there are more of them."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._optimizers = optimizers(model)
+        self._counts: tuple[int, ...] = ()
+        self._named: list[Named] = []
+        self.recipe: list[Any] = []
+
+    def read(self) -> dict[str, Any]:
+        """Name → value of everything, as numpy arrays."""
+        model = self._model
+        counts = (
+            len(model.variables),
+            len(model.metrics_variables),
+            *(len(optimizer.variables) for _, optimizer in self._optimizers),
+        )
+        if counts != self._counts:
+            self._counts, self._named, self.recipe = counts, variables(model), recipe(model)
+        return {named.name: read(named.variable) for named in self._named}
+
+
 def recipe(model: Any) -> list[Any]:
     """What is needed to build the optimizers again: for each, the names of what it trains."""
     names = {id(named.variable): named.name for named in variables(model)}

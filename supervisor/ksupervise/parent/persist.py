@@ -74,11 +74,11 @@ class Restored:
     set_aside: tuple[tuple[str, str], ...]
 
 
-def commit(store: CheckpointStore, slot: Slot, about: dict[str, Any], *, holder: str, keep: int) -> Checkpoint:
-    """Make the content of `slot` a checkpoint, then prune. Raises StoreFull, StoreUnwritable, OSError."""
+def commit(store: CheckpointStore, slot: Slot, about: dict[str, Any], *, holder: str) -> Checkpoint:
+    """Make the content of `slot` a checkpoint. Raises StoreFull, StoreUnwritable, OSError."""
     position = Position(**about["position"])
     files = {name: content(slot, offset, size) for name, (offset, size) in about["files"].items()}
-    checkpoint = store.commit(
+    return store.commit(
         position,
         files,
         seq=about["seq"],
@@ -87,8 +87,6 @@ def commit(store: CheckpointStore, slot: Slot, about: dict[str, Any], *, holder:
         origin=about["origin"],
         extra=about.get("extra", {}),
     )
-    store.prune(keep)
-    return checkpoint
 
 
 def restore(store: CheckpointStore, stage: Stage, fit: int, epochs: int) -> Restored:

@@ -217,7 +217,7 @@ class Dialogue:
         desk, slot = self._desk, self._desk.stage.slots[index]
         self._submitted = about["seq"]
         desk.persister.submit(
-            lambda: commit(desk.store, slot, about, holder=desk.holder, keep=desk.keep),
+            lambda: commit(desk.store, slot, about, holder=desk.holder),
             lambda checkpoint, error: self._committed(index, about, checkpoint, error),
         )
 
@@ -236,6 +236,14 @@ class Dialogue:
         if self._trainer is not None:
             self._trainer.send({"op": "free", "slot": index, "seq": seq, "committed": checkpoint is not None})
         self._let_go()
+        if checkpoint is not None:
+            desk = self._desk
+            desk.persister.submit(lambda: desk.store.prune(desk.keep), self._pruned)
+
+    def _pruned(self, removed: list[str] | None, error: Exception | None) -> None:
+        if error is not None:
+            note = f"old checkpoints could not be removed: {error}"
+            self._desk.voice.once(f"prune-failed {type(error).__name__}", note, urgent=True)
 
     def _leave(self, connection: Connection, message: Message) -> None:
         self._leaving = int(message.get("seq") or 0)

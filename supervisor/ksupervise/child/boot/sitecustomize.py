@@ -10,8 +10,9 @@ import sys
 
 def _run_hidden() -> bool:
     """Load the sitecustomize that comes after ours on the path. True if there is one."""
+    # importlib.util would bring five milliseconds of imports into every interpreter of the group.
+    from importlib._bootstrap import module_from_spec
     from importlib.machinery import PathFinder
-    from importlib.util import module_from_spec
 
     spec = PathFinder.find_spec("sitecustomize", sys.path)
     if spec is None or spec.loader is None:
