@@ -101,7 +101,7 @@ def _install(module: ModuleType) -> None:
     try:
         from ksupervise.child import hook
 
-        hook.install(module)
+        tell(f'{{"op":"keras","version":"{hook.install(module)}"}}')
     except Exception as error:
         import json
 

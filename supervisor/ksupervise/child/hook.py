@@ -13,24 +13,24 @@ from collections.abc import Callable
 from types import FunctionType, ModuleType
 from typing import Any
 
-from ksupervise.child import attach, session
+from ksupervise.child import session
 from ksupervise.child.fit import Fit
 
 Method = Callable[..., Any]
 
 
-def install(callback_list: ModuleType) -> None:
-    """Hook the module `keras.src.callbacks.callback_list`, once."""
+def install(callback_list: ModuleType) -> str:
+    """Hook the module `keras.src.callbacks.callback_list`, once. Returns the version of Keras, "" if unknown."""
+    version = str(getattr(sys.modules.get("keras.src.version"), "__version__", ""))
     cls = callback_list.CallbackList
     if getattr(cls, "_ksupervise", False):
-        return
+        return version
     cls._ksupervise = True
     file = callback_list.__file__ or ""
     make = _appended_class(sys.modules["keras.src.callbacks.callback"].Callback)
     cls.on_train_begin = _disguise(_train_begin(cls.on_train_begin, make), cls.on_train_begin, file)
     cls.on_train_end = _disguise(_train_end(cls.on_train_end), cls.on_train_end, file)
-    version = getattr(sys.modules.get("keras.src.version"), "__version__", "")
-    attach.tell(f'{{"op":"keras","version":"{version}"}}')
+    return version
 
 
 def _train_begin(original: Method, make: Callable[[Fit], Any]) -> FunctionType:

@@ -8,7 +8,6 @@ runs any more. When the parent dies it commits its newest stage itself.
 from __future__ import annotations
 
 import _thread
-import json
 import os
 import sys
 import time
@@ -16,7 +15,6 @@ from types import FrameType
 from typing import Any
 
 from ksupervise import wire
-from ksupervise.child import attach
 from ksupervise.child.fit import Fit
 from ksupervise.child.link import Link
 from ksupervise.child.stager import Stager
@@ -47,10 +45,7 @@ def begin_fit(callback_list: Any, caller: FrameType) -> Fit | None:
 def _claim() -> Session | None:
     import keras
 
-    backend = keras.backend.backend()
-    if backend != "tensorflow":
-        return Session(None, f"Keras runs on {backend}; only its TensorFlow backend is checkpointed in this version")
-    claim = {"op": "claim", "pid": os.getpid(), "keras": keras.__version__, "backend": backend}
+    claim = {"op": "claim", "pid": os.getpid(), "keras": keras.__version__, "backend": keras.backend.backend()}
     try:
         link = Link(os.environ[wire.ENV_ADDRESS], claim)
     except OSError:
@@ -67,15 +62,12 @@ def _claim() -> Session | None:
 class Session:
     """This process as the trainer; without a link it is inert."""
 
-    def __init__(self, link: Link | None, why: str = "") -> None:
-        """`why`: what to tell the user about a session that has no link."""
+    def __init__(self, link: Link | None) -> None:
         self.pid = os.getpid()
         self.active = link is not None
         self.fit: Fit | None = None
         self.step = 0  # run-wide steps that are complete, also by trainers before this one
         if link is None:
-            if why:
-                attach.tell(json.dumps({"op": "note", "text": why}))
             return
         self.link = link
         # The lock is held just by being open. So are the read ends of our own stdout and stderr: the script's

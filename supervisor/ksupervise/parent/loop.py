@@ -379,7 +379,7 @@ class Supervisor:
             self._tell_if_plain(attempt)
 
     def _tell_if_plain(self, attempt: Attempt) -> None:
-        if self._told_plain or attempt.facts.claimant:
+        if self._told_plain or attempt.facts.told or attempt.facts.claimant:
             return
         self._told_plain = True
         if attempt.facts.keras:

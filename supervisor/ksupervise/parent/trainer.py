@@ -52,6 +52,7 @@ class Facts:
     hooked: bool = False
     keras: str = ""
     claimant: int = 0  # pid of the latest trainer
+    told: bool = False  # that something is not checkpointed
     fit_open: bool = False
     exits: dict[int, str] = field(default_factory=dict)  # pid of an interpreter that ended orderly → exception
 
@@ -121,10 +122,11 @@ class Dialogue:
         self.facts.keras = str(message.get("version") or "unknown")
 
     def _claim(self, connection: Connection, message: Message) -> None:
-        if self._trainer is not None and self._trainer.open:
+        refusal = self._objection(connection, str(message.get("backend")))
+        if refusal:
+            self.facts.told = True
             connection.send({"op": "claim", "granted": False})
-            note = f"process {connection.pid} trains beside process {self.trainer_pid}; only the first is checkpointed"
-            self._desk.voice.once("second-trainer", note)
+            self._desk.voice.once(refusal.split(" ", 1)[0], refusal)
             return
         self._trainer = connection
         self.trainer_pid = self.facts.claimant = connection.pid or int(message.get("pid", 0))
@@ -142,6 +144,14 @@ class Dialogue:
         connection.send(grant, self._shared)
         self._write("claimed", pid=self.trainer_pid, keras=message.get("keras"), backend=message.get("backend"))
         desk.post(Claimed())
+
+    def _objection(self, connection: Connection, backend: str) -> str:
+        """Why this process cannot be the trainer, "" if it can."""
+        if backend != "tensorflow":
+            return f"Keras runs on {backend}: only its TensorFlow backend is checkpointed in this version"
+        if self._trainer is not None and self._trainer.open:
+            return f"process {connection.pid} trains beside process {self.trainer_pid}; only the first is checkpointed"
+        return ""
 
     def _exit(self, connection: Connection, message: Message) -> None:
         pid = connection.pid or int(message.get("pid", 0))
