@@ -116,6 +116,13 @@ def test_the_second_and_the_third_ctrl_c_hurry() -> None:
     assert run.outcome == ("interrupted", 130)
 
 
+def test_the_second_and_the_third_ctrl_c_hurry_outside_a_fit_too() -> None:
+    run = Run().launched()
+    assert INT in run.happens(CTRL_C)
+    assert TERM in run.happens(CTRL_C)
+    assert KILL in run.happens(CTRL_C)
+
+
 def test_a_script_that_swallows_ctrl_c_and_exits_0_was_interrupted_all_the_same() -> None:
     run = Run().in_fit()
     run.happens(CTRL_C, Staged(7), FitEnded(1))

@@ -69,15 +69,17 @@ def test_further_terms_are_harmless(place: Place) -> None:
     assert place.record()["state"] == "preempted"
 
 
-def test_a_second_ctrl_c_outside_a_fit_kills(place: Place) -> None:
+def test_the_second_ctrl_c_hurries_and_the_third_kills(place: Place) -> None:
     parent = place.start("--grace", "1h", *place.script(TALKER))
     parent.line("ready")
     parent.send(signal.SIGINT)
     parent.line("got SIGINT")
     parent.send(signal.SIGINT)
+    parent.line("got SIGTERM")
+    parent.send(signal.SIGINT)
     done = parent.wait()
     assert done.code == 130
-    assert done.out.count(b"got") == 1
+    assert done.out.count(b"got") == 2
 
 
 def test_ctrl_c_after_term_is_the_users_word(place: Place) -> None:

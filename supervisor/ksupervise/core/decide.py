@@ -101,7 +101,7 @@ class State:
     # Of the attempt in hand; reset at each launch:
     in_fit: bool = False
     fits_done: int = 0
-    signalled: bool = False
+    sent: str = ""  # the last signal we sent the child
     left: str = ""
     refused: str = ""
     stalled: float = 0.0
@@ -186,7 +186,7 @@ def _terminate(state: State, seconds: float) -> Decision:
 
 
 def _ask_to_end(state: State, signal: str, seconds: float) -> Decision:
-    return replace(state, phase=Phase.STOPPING, signalled=True), (
+    return replace(state, phase=Phase.STOPPING, sent=signal), (
         ClearTimer(Timer.STAGE),
         ClearTimer(Timer.DRAIN),
         Signal(signal, Target.TRAINER),
@@ -199,7 +199,7 @@ def _drain_over(state: State, event: Event) -> Decision:
 
 
 def _kill(state: State, event: Event) -> Decision:
-    return replace(state, phase=Phase.KILLING, signalled=True), (
+    return replace(state, phase=Phase.KILLING, sent="KILL"), (
         ClearTimer(Timer.GRACE),
         Signal("KILL", Target.GROUP),
         SetTimer(Timer.KILL, state.policy.give_up_killing),
@@ -223,8 +223,10 @@ def _hurry_drain(state: State, event: Event) -> Decision:
 
 
 def _hurry_stopping(state: State, event: Event) -> Decision:
-    """Only a user hurries to SIGKILL: systemd and Slurm repeat their SIGTERM as a matter of course."""
-    return _kill(state, event) if _user_again(state, event) else _remember_stop(state, event)
+    """Only a user hurries, from SIGINT to SIGTERM to SIGKILL; systemd and Slurm repeat theirs as a matter of course."""
+    if not _user_again(state, event):
+        return _remember_stop(state, event)
+    return _terminate(state, state.policy.kill_after) if state.sent == "INT" else _kill(state, event)
 
 
 def _remember_stop(state: State, event: Event) -> Decision:
@@ -318,7 +320,7 @@ def _settled(state: State, event: Event) -> Decision:
     assert isinstance(event, Settled)
     seen = Circumstances(
         stop=state.stop.kind if state.stop else None,
-        signalled=state.signalled,
+        signalled=bool(state.sent),
         left=state.left,
         refused=state.refused,
         stalled=state.stalled,
