@@ -111,8 +111,8 @@ def launch(
         child = Child(command, {**environment, **marks}, inherit=[inherited])
         undo.pop_all()
         os.close(inherited)
-    dialogue = open_dialogue(number, live_fd, child.outputs)
-    return Attempt(number, child, control, live_fd, dialogue, log, log_path, began, set(child.outputs))
+    dialogue = open_dialogue(number, live_fd, tuple(child.outlets))
+    return Attempt(number, child, control, live_fd, dialogue, log, log_path, began, set(child.outlets))
 
 
 def child_environment(

@@ -43,7 +43,7 @@ from ksupervise.core.events import (
 )
 from ksupervise.core.policy import Policy
 from ksupervise.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND
-from ksupervise.parent import process
+from ksupervise.parent import outlet, process
 from ksupervise.parent.backoff import delay
 from ksupervise.parent.console import Console
 from ksupervise.parent.launch import Attempt, child_environment, launch
@@ -193,6 +193,8 @@ class Supervisor:
 
     def _on_signals(self) -> None:
         for number in self._signals.read():
+            if number == signal.SIGWINCH and self._attempt is not None:
+                self._attempt.child.resize()
             kind = STOPS.get(signal.Signals(number))
             if kind is not None:
                 self._record("stop_asked", kind=kind.name.lower())
@@ -220,7 +222,7 @@ class Supervisor:
             self._held[fd] = self._selector.get_key(fd).data
             self._unwatch(fd)
             return
-        data = os.read(fd, 65536)
+        data = outlet.read(fd)
         if data:
             self._console.write(stream, data)
             attempt.log.write(data)
@@ -286,8 +288,8 @@ class Supervisor:
         self._record("launched", attempt=action.attempt, pid=attempt.child.pid)
         if attempt.child.pidfd is not None:
             self._watch(attempt.child.pidfd, self._on_death)
-        for stream, fd in enumerate(attempt.child.outputs):
-            self._watch(fd, lambda a=attempt, f=fd, s=stream: self._on_output(a, f, s))  # type: ignore[misc]
+        for fd, way in attempt.child.outlets.items():
+            self._watch(fd, lambda a=attempt, f=fd, s=way.stream: self._on_output(a, f, s))  # type: ignore[misc]
         self._events.append(Spawned())
 
     def _do_requeststage(self, action: RequestStage) -> None:
@@ -345,7 +347,7 @@ class Supervisor:
             for key, _ in self._selector.select(0.05):
                 if key.fd in attempt.open_outputs:
                     key.data()
-        for fd in attempt.child.outputs:
+        for fd in attempt.child.outlets:
             self._unwatch(fd)
 
     def _read_last_messages(self) -> None:
@@ -409,7 +411,7 @@ class Supervisor:
 
     def _forget_attempt(self) -> None:
         if self._attempt is not None:
-            for fd in (*self._attempt.child.outputs, self._attempt.child.pidfd):
+            for fd in (*self._attempt.child.outlets, self._attempt.child.pidfd):
                 if fd is not None:
                     self._unwatch(fd)
             self._held.clear()

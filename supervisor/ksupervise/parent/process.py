@@ -18,9 +18,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, cast
 
 from ksupervise.errors import CommandNotExecutable, CommandNotFound
+from ksupervise.parent.outlet import open_outlets
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_CHILD_SUBREAPER = 36
@@ -67,7 +67,7 @@ class Child:
 
     Attributes:
         pid: its process id, also the id of its session and group.
-        outputs: the read ends of its stdout and stderr.
+        outlets: its stdout and stderr, by our ends' descriptors; one if both lead through one terminal.
     """
 
     def __init__(
@@ -76,25 +76,28 @@ class Child:
         environment: Mapping[str, str],
         *,
         inherit: Sequence[int],
-        stdin: int | None = None,
     ) -> None:
         """Spawn. `inherit`: descriptors that stay open across exec. Raises OSError."""
-        self._popen = subprocess.Popen(
-            command,
-            env=dict(environment),
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            start_new_session=True,
-            pass_fds=tuple(inherit),
-            preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509 - one prctl, no lock, no import
-        )
+        out, err = open_outlets()
+        self.outlets = {outlet.read: outlet for outlet in (out, err)}
+        try:
+            self._popen = subprocess.Popen(
+                command,
+                env=dict(environment),
+                stdout=out.write,
+                stderr=err.write,
+                start_new_session=True,
+                pass_fds=tuple(inherit),
+                preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509 - one prctl, no lock, no import
+            )
+        except OSError:
+            for outlet in self.outlets.values():
+                os.close(outlet.read)
+            raise
+        finally:
+            for outlet in self.outlets.values():
+                os.close(outlet.write)
         self.pid = self._popen.pid
-        self.outputs = (
-            cast("IO[bytes]", self._popen.stdout).fileno(),
-            cast("IO[bytes]", self._popen.stderr).fileno(),
-        )
         self.pidfd: int | None = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
 
     def gone(self) -> bool:
@@ -138,11 +141,19 @@ class Child:
                 return tuple(left)
             time.sleep(0.002)
 
+    def resize(self) -> None:
+        """Our terminal has a new size: so has the child's."""
+        for outlet in self.outlets.values():
+            outlet.resize()
+
+    def _close_outlets(self) -> None:
+        for fd in self.outlets:
+            os.close(fd)
+        self.outlets = {}
+
     def close(self) -> None:
         """Close our ends of its pipes and its pidfd."""
-        for stream in (self._popen.stdout, self._popen.stderr):
-            if stream is not None:
-                stream.close()
+        self._close_outlets()
         if self.pidfd is not None:
             os.close(self.pidfd)
             self.pidfd = None
