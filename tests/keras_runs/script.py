@@ -34,7 +34,18 @@ def die_here(where: str, step: int) -> None:
         return
     run_dir = os.environ.get("KSUPERVISE_RUN_DIR")
     if run_dir and any(os.scandir(Path(run_dir, "checkpoints"))):
-        os.kill(os.getpid(), getattr(signal, os.environ.get("WITH", "SIGKILL")))
+        if os.environ.get("WITH") == "CLIENT":
+            kill_the_client(run_dir)
+        else:
+            os.kill(os.getpid(), getattr(signal, os.environ.get("WITH", "SIGKILL")))
+
+
+def kill_the_client(run_dir: str) -> None:
+    """The supervised process dies, this one (a fork of the zygote, not of its tree) lives on for now."""
+    records = map(json.loads, Path(run_dir, "journal.jsonl").read_text().splitlines())
+    client = next(record["pid"] for record in records if record["event"] == "launched")
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(client, signal.SIGKILL)
 
 
 def fill_the_disk(step: int) -> None:

@@ -81,3 +81,13 @@ def test_a_shell_script_with_two_trainings(laboratory: Laboratory, tmp_path: Pat
     assert one == two == plain
     assert os.path.getsize(tmp_path / "one.steps") == 80
     assert os.path.getsize(tmp_path / "two.steps") < 110
+
+
+def test_a_trainer_that_outlives_the_child_does_not_train_beside_the_next_attempt(laboratory: Laboratory) -> None:
+    plain = laboratory.plain("built")
+    supervised = laboratory.supervised("built", INTERRUPT="batch:30", WITH="CLIENT")
+    assert supervised.code == 0, supervised.output
+    assert supervised.result == plain.result
+    status = supervised.status()
+    assert len(status["attempts"]) == 2
+    assert supervised.counted() <= 80 + status["lost_steps"]

@@ -45,7 +45,13 @@ def begin_fit(callback_list: Any, caller: FrameType) -> Fit | None:
 def _claim() -> Session | None:
     import keras
 
-    claim = {"op": "claim", "pid": os.getpid(), "keras": keras.__version__, "backend": keras.backend.backend()}
+    claim = {
+        "op": "claim",
+        "pid": os.getpid(),
+        "attempt": int(os.environ.get(wire.ENV_ATTEMPT, "0")),
+        "keras": keras.__version__,
+        "backend": keras.backend.backend(),
+    }
     try:
         link = Link(os.environ[wire.ENV_ADDRESS], claim)
     except OSError:
@@ -53,6 +59,8 @@ def _claim() -> Session | None:
         print("ksupervise: the parent of this run is gone; leaving", file=sys.stderr)
         sys.stderr.flush()
         os._exit(EXIT_DRAINED)
+    if link.grant.get("late"):
+        os._exit(EXIT_DRAINED)  # the next attempt is under way: nothing may train beside it
     if not link.grant.get("granted"):
         link.close()
         return Session(None)

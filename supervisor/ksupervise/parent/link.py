@@ -30,6 +30,7 @@ class Connection:
         sock.setblocking(False)
         self.sock = sock
         self.pid = peer_pid(sock)
+        self.attempt = 0  # the attempt during which it was accepted
         self._decoder = Decoder()
         self.open = True
 

@@ -81,6 +81,7 @@ class Supervisor:
         self._timers: dict[Timer, float] = {}
         self._selector = selectors.DefaultSelector()
         self._attempt: Attempt | None = None
+        self._connections: list[Connection] = []
         self._verdict: Finish | None = None
         self._told_plain = False
         self._held: dict[int, Callable[[], None]] = {}  # outputs not read while the console is full
@@ -205,15 +206,22 @@ class Supervisor:
 
     def _on_connection(self) -> None:
         while (connection := self._listener.accept()) is not None:
+            connection.attempt = self._state.history.attempt
+            self._connections.append(connection)
             self._watch(connection.sock.fileno(), lambda peer=connection: self._on_message(peer))  # type: ignore[misc]
 
     def _on_message(self, connection: Connection) -> None:
-        if self._attempt is not None:
+        if self._attempt is not None and connection.attempt == self._attempt.number:
             self._attempt.dialogue.receive(connection)
         elif any(message.get("op") == "stop" for message in connection.receive()):
             connection.send({"op": "stopping"})
             self._events.append(StopAsked(StopKind.COMMAND))
         if not connection.open:
+            self._hang_up(connection)
+
+    def _hang_up(self, connection: Connection) -> None:
+        if connection in self._connections:
+            self._connections.remove(connection)
             self._unwatch(connection.sock.fileno())
             connection.close()
 
@@ -330,6 +338,7 @@ class Supervisor:
         attempt.survivors = attempt.child.sweep(_SWEEP)
         self._read_last_output(attempt)
         self._read_last_messages()
+        attempt.dialogue.end_trainer()
         attempt.dialogue.commit_leftovers()
         self._persister.submit(self._newest, lambda found, error: self._settled(attempt, found))
 
@@ -411,6 +420,8 @@ class Supervisor:
 
     def _forget_attempt(self) -> None:
         if self._attempt is not None:
+            for connection in list(self._connections):
+                self._hang_up(connection)  # whoever still speaks for that attempt has nobody to speak to
             for fd in (*self._attempt.child.outlets, self._attempt.child.pidfd):
                 if fd is not None:
                     self._unwatch(fd)

@@ -20,6 +20,9 @@ Messages of the child ("op"):
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,6 +108,12 @@ class Dialogue:
             self.trainer_pid = 0
             self._desk.post(Released())
 
+    def end_trainer(self) -> None:
+        """SIGKILL a trainer that the sweep did not find: it must not train beside the next attempt."""
+        if self._trainer is not None and self._trainer.open and self.trainer_pid:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(self.trainer_pid, signal.SIGKILL)
+
     def commit_leftovers(self) -> None:
         """Submit a stage that the child finished and could not announce any more."""
         newest = self._desk.stage.newest()
@@ -122,6 +131,9 @@ class Dialogue:
         self.facts.keras = str(message.get("version") or "unknown")
 
     def _claim(self, connection: Connection, message: Message) -> None:
+        if message.get("attempt") != self._attempt:
+            connection.send({"op": "claim", "granted": False, "late": True})
+            return
         refusal = self._objection(connection, str(message.get("backend")))
         if refusal:
             self.facts.told = True
