@@ -145,8 +145,8 @@ class Fit:
         self._model._initial_epoch = self._epochs if ended else self._epoch
         self._model.stop_training = bool(saved["stopped"])
         self._tell_restored(saved, guarantee)
-        if not at["batch"]:
-            self._loaded = None
+        if at["kind"] != "batch":
+            self._loaded = None  # else it is put back once more, after Keras has begun that epoch again
 
     def _put_back_everything(self, arrays: dict[str, Any], saved: dict[str, Any]) -> None:
         """All or nothing: what does not fit the model ends the attempt before anything is changed."""
