@@ -67,10 +67,3 @@ class RunNotFound(KsuperviseError):
 
     exit_code = EXIT_USAGE
     slug = "run-not-found"
-
-
-class StateMismatch(KsuperviseError):
-    """A checkpoint does not fit the script's model: nothing of it was loaded."""
-
-    exit_code = EXIT_USAGE
-    slug = "state-mismatch"

@@ -128,7 +128,7 @@ class Slot:
     ``{"state.safetensors": (offset, size), "state.json": (offset, size)}``.
     """
 
-    EMPTY, WRITING, COMPLETE = 0, 1, 2
+    WRITING, COMPLETE = 1, 2  # 0 is memory that was never written
     _MAGIC = 0x31544F4C53555053  # "SPUSLOT1"
     _HEADER = "Q" * 4  # magic, status, seq, bytes of the description
     _DESCRIPTION = 64  # where the JSON description begins

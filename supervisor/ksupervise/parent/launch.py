@@ -32,7 +32,6 @@ class Attempt:
     dialogue: Dialogue
     log: LogFile
     log_path: str
-    began: float
     open_outputs: set[int] = field(default_factory=set)
     survivors: tuple[int, ...] = ()
     ended: bool = False  # noticed by SIGCHLD, where there is no pidfd
@@ -87,7 +86,6 @@ def launch(
     layout: RunLayout,
     lock_fd: int,
     open_dialogue: Callable[[int, int, Sequence[int]], Dialogue],
-    began: float,
     parameters: Mapping[str, float],
 ) -> Attempt:
     """Start attempt `number`. Raises OSError when the command cannot be executed, StoreUnwritable, StoreFull."""
@@ -112,7 +110,7 @@ def launch(
         undo.pop_all()
         os.close(inherited)
     dialogue = open_dialogue(number, live_fd, tuple(child.outlets))
-    return Attempt(number, child, control, live_fd, dialogue, log, log_path, began, set(child.outlets))
+    return Attempt(number, child, control, live_fd, dialogue, log, log_path, set(child.outlets))
 
 
 def child_environment(

@@ -13,14 +13,13 @@ import secrets
 import socket
 import struct
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ksupervise.wire import Decoder, encode, socket_address
 
 Message = dict[str, Any]
-Register = Callable[[int, Callable[[], None]], None]
 
 
 class Connection:

@@ -274,7 +274,6 @@ class Supervisor:
 
     def _do_launch(self, action: Launch) -> None:
         settings, owned = self._settings, self._owned
-        began = time.monotonic()
         parameters = {"interval": settings.every, "overhead": settings.overhead}
         try:
             attempt = launch(
@@ -284,7 +283,6 @@ class Supervisor:
                 owned.layout,
                 owned.lock.fileno(),
                 lambda number, live, outputs: Dialogue(self._desk, number, live, outputs),
-                began,
                 parameters,
             )
         except OSError as error:

@@ -215,17 +215,6 @@ def _has_children() -> bool:
     return True
 
 
-def _childless() -> bool:
-    """We have no child, and being the subreaper so no descendant either. False where that cannot be told."""
-    if sys.platform != "linux":
-        return False
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return True
-    return False
-
-
 def _reap(pid: int) -> bool:
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == pid
