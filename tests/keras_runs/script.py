@@ -221,6 +221,17 @@ def train() -> list[keras.Model]:
     elif CASE == "own_step":
         model = compiled(OwnStep(), loss=None, metrics=None)
         fit(model, x, y)
+    elif CASE == "own_step_unused_metrics":
+        model = compiled(OwnStep(), loss="mse", metrics=["mae"])
+        fit(model, x, y)
+    elif CASE == "loss_scale":
+        keras.mixed_precision.set_global_policy("mixed_float16")
+        model = compiled(built(), optimizer=keras.optimizers.Adam(1e-2))
+        fit(model, x, y)
+    elif CASE == "ema":
+        averaged = keras.optimizers.AdamW(1e-2, use_ema=True, ema_overwrite_frequency=7, gradient_accumulation_steps=3)
+        model = compiled(unbuilt(), optimizer=averaged)
+        fit(model, x, y)
     elif CASE == "own_fit":
         model = compiled(OwnFit())
         fit(model, x, y)
@@ -281,7 +292,11 @@ if CASE != "unseeded":
     keras.utils.set_random_seed(17)
 trained = train()
 die_here("after", 0)
-evaluated = [] if CASE in ("gan", "own_step", "folds") else trained[0].evaluate(*data(200), verbose=0)
+evaluated = (
+    []
+    if CASE in ("gan", "own_step", "own_step_unused_metrics", "folds")
+    else trained[0].evaluate(*data(200), verbose=0)
+)
 result = {
     "digest": digest(trained),
     "histories": [history.history for history in FITS],

@@ -43,14 +43,19 @@ def variables(model: Any) -> list[Named]:
         if id(variable) in seen or "string" in str(variable.dtype):
             continue
         seen.add(id(variable))
-        name = f"{role}/{_path(variable)}"
+        name = f"{role}/{_path(variable, role)}"
         names[name] = names.get(name, 0) + 1
         found.append(Named(name if names[name] == 1 else f"{name}#{names[name]}", variable))
     return found
 
 
-def _path(variable: Any) -> str:
-    return str(getattr(variable, "path", None) or variable.name)
+def _path(variable: Any, role: str) -> str:
+    """The variable's path; of an optimizer's only the last part, which holds the whole path of what it belongs to.
+
+    The scopes before it depend on who built the optimizer: the first step, or we.
+    """
+    path = str(getattr(variable, "path", None) or variable.name)
+    return path.rsplit("/", 1)[-1] if role.startswith("optimizer") else path
 
 
 def _roles(model: Any) -> Iterator[tuple[str, Any]]:
@@ -188,7 +193,8 @@ def put_back(model: Any, arrays: Mapping[str, Any]) -> None:
     if differences:
         raise Mismatch(describe(differences))
     for entry in named:
-        entry.variable.assign(arrays[entry.name])
+        if entry.name in arrays:
+            entry.variable.assign(arrays[entry.name])
 
 
 def compare(named: Sequence[Named], arrays: Mapping[str, Any]) -> list[str]:
@@ -196,6 +202,8 @@ def compare(named: Sequence[Named], arrays: Mapping[str, Any]) -> list[str]:
     differences = []
     for entry in named:
         array = arrays.get(entry.name)
+        if array is None and entry.name.startswith("metrics/"):
+            continue  # an accumulator that the script's own train_step never used: there was nothing to keep
         if array is None:
             differences.append(f"{entry.name} {list(entry.shape)} is not in the checkpoint")
         elif tuple(array.shape) != entry.shape:
