@@ -144,7 +144,7 @@ def _cause_of_failure(evidence: Evidence, seen: Circumstances) -> tuple[Cause, s
     if evidence.signal is not None:
         return Cause.SIGNAL, f"killed by {_signal_name(evidence.signal)}"
     if evidence.exit_code == 0:
-        return Cause.TRAINER_DIED, "the trainer died inside a fit, its wrapper exited 0"
+        return Cause.TRAINER_DIED, "the trainer died inside a fit, though the exit code is 0"
     code = f"exit code {evidence.exit_code}"
     if evidence.exception:
         return Cause.EXCEPTION, f"{evidence.exception} ({code})"
