@@ -120,7 +120,7 @@ class Position:
         if self._drawn_by_python:
             return "position replayed, exact if the data source draws the same again"
         if randomness.seeded():
-            return "exact"
+            return "exact" if self.adapter == "ArrayDataAdapter" else "exact if the pipeline yields the same again"
         if position["batch"] and "state" not in position:
             return "state exact, this epoch's order drawn anew (the script sets no seed)"
         return "exactly once, later epochs in a new order (the script sets no seed)"
