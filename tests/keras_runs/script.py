@@ -269,6 +269,10 @@ def train() -> list[keras.Model]:
         model.layers[0].trainable = False
         compiled(model, optimizer=keras.optimizers.Adam(1e-4))
         fit(model, x, y, epochs=EPOCHS)
+    elif CASE == "same_pipeline":
+        model, dataset = compiled(unbuilt()), pipeline(x, y)
+        fit(model, dataset, epochs=2)
+        fit(model, dataset)
     elif CASE == "folds":
         models = []
         for fold in range(3):

@@ -65,6 +65,13 @@ def test_killed_after_the_last_fit_it_does_not_train_again(laboratory: Laborator
     assert [event["mode"] for event in supervised.events("resumed")] == ["skip", "skip"]
 
 
+def test_a_later_fit_over_the_same_shuffled_pipeline(laboratory: Laboratory) -> None:
+    plain = laboratory.plain("same_pipeline")
+    supervised = laboratory.supervised("same_pipeline", INTERRUPT="batch:50")
+    assert_equal(plain, supervised)
+    assert [event["mode"] for event in supervised.events("resumed")] == ["skip", "resume"]
+
+
 def test_several_steps_an_execution(laboratory: Laboratory) -> None:
     plain = laboratory.plain("several_steps")
     supervised = laboratory.supervised("several_steps", INTERRUPT="batch:10")

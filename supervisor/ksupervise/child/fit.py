@@ -172,6 +172,8 @@ class Fit:
         self.session.stager.hold(int(self._answer["slot"]))
         self.session.step = int(saved["position"]["step"])
         self.session.control["step"] = self.session.step
+        if self._position is not None and saved["data"] is not None:
+            self._position.pass_by(codec.decode(saved["data"], arrays))
         self._model._initial_epoch = self._epochs
         self._model.stop_training = bool(saved["stopped"])
         self._tell_restored(saved, "exact")

@@ -116,6 +116,11 @@ class Position:
             self._drop_iterators(int(position["earlier"]))
         return self._guarantee(position)
 
+    def pass_by(self, position: dict[str, Any]) -> None:
+        """The fit was complete: later ones over the same pipeline find its shuffle where this one left it."""
+        if self.adapter == "TFDatasetAdapter":
+            self._drop_iterators(int(position["earlier"]))
+
     def _guarantee(self, position: dict[str, Any]) -> str:
         if self._drawn_by_python:
             return "position replayed, exact if the data source draws the same again"
