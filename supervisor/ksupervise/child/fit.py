@@ -23,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ksupervise.child.session import Session
 
-_FLOOR = 2.0  # seconds between two mid-epoch stages, unless --every asks for more
+_FLOOR = 2.0  # seconds between two stages, unless --every asks for more: the parent's commit has its cost too
 _FINAL_WAIT = 600.0  # seconds that a completed fit waits for its final state to be durable
 _LEAVE_MARGIN = 2.0  # seconds before the deadline at which a long validation is left
 
@@ -331,7 +331,7 @@ class Fit:
     def _epoch_due(self) -> bool:
         """An epoch's end is staged as often as the allowed overhead permits."""
         stager, control = self.session.stager, self.session.control
-        pause = min(stager.cost / max(control["overhead"], 1e-6), control["interval"])
+        pause = min(max(stager.cost / max(control["overhead"], 1e-6), _FLOOR), control["interval"])
         return time.monotonic() - stager.at >= pause
 
     def last_logs(self, logs: Any) -> Any:
