@@ -23,7 +23,8 @@ ENV_RUN_DIR = "KSUPERVISE_RUN_DIR"
 ENV_ADDRESS = "KSUPERVISE_ADDRESS"  # where the parent listens; "@name" is Linux' abstract namespace
 ENV_LOCK_FD = "KSUPERVISE_LOCK_FD"  # the inherited copy of the run's lock
 ENV_BOOT = "KSUPERVISE_BOOT"  # the boot.zip that PYTHONPATH begins with
-ENV_SEED = "KSUPERVISE_SEED"  # only with --seed
+ENV_SEED = "KSUPERVISE_SEED"  # for Keras; only with --seed
+ENV_PIN = "KSUPERVISE_PIN"  # the run's seed: what is drawn without one of the script's own comes from it
 
 PAGE = 4096
 MESSAGE_LIMIT = 16 * 1024 * 1024  # bytes of one message; a longer one is not ours

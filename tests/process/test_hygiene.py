@@ -217,11 +217,12 @@ print(json.dumps([inherits, os.read(read, 1000).decode()]))
     assert json.loads(done.out) == [True, str(place.root / "mine")]
 
 
-def test_the_parents_own_descriptors_stay_its_own(place: Place) -> None:
-    """Pipes of the caller are not inherited twice: a reader sees the end when the run ends."""
+def test_descriptors_that_the_caller_opened_reach_the_script_and_are_closed_with_the_run(place: Place) -> None:
+    """`ksupervise python train.py <(zcat data.csv)`, and the reader of such a pipe sees the end when the run ends."""
     read, write = os.pipe()
-    done = place.run("sh", "-c", f"ls -l /proc/self/fd >&2; test ! -e /proc/self/fd/{write}", pass_fds=[write])
+    done = place.run("sh", "-c", f"echo given >/dev/fd/{write}", pass_fds=[write])
     os.close(write)
+    assert os.read(read, 100) == b"given\n"
     assert os.read(read, 1) == b""
     os.close(read)
     assert done.code == 0

@@ -1,6 +1,7 @@
 """The first thing that runs in every interpreter of the child's group. Kept light: data workers pay for it too.
 
-It says hello to the parent, waits for Keras to be imported, and says goodbye at the interpreter's orderly end.
+It says hello to the parent, waits for the modules to be imported that we have a part in (Keras; python's and numpy's
+random numbers, see `pin.py`), and says goodbye at the interpreter's orderly end.
 """
 
 from __future__ import annotations
@@ -15,17 +16,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from importlib.abc import Loader
     from importlib.machinery import ModuleSpec
-    from types import ModuleType
+    from types import FunctionType, ModuleType
 
 HOOKED = "keras.src.callbacks.callback_list"
 _attached_pid = 0
+_address = ""  # the script may clear its environment
+_run_seed = ""
 _lock_fd = -1
 
 
 def attach() -> None:
     """Hook this interpreter. Called twice it does nothing the second time."""
-    global _attached_pid
-    if _attached_pid == os.getpid() or not os.environ.get("KSUPERVISE_ADDRESS"):
+    global _attached_pid, _address, _run_seed
+    _address = os.environ.get("KSUPERVISE_ADDRESS", "")
+    if _attached_pid == os.getpid() or not _address:
         return
     _attached_pid = os.getpid()
     _guard_lock()
@@ -33,22 +37,26 @@ def attach() -> None:
     if not tell(f'{{"op":"hello","pid":{os.getpid()},"python":"{version}"}}'):
         return  # no parent listens: an environment that outlived its run
     atexit.register(_say_goodbye)
+    awaited: dict[str, Callable[[ModuleType], None]] = {}
+    _run_seed = os.environ.get("KSUPERVISE_PIN", "")
+    if _run_seed:
+        awaited = {"random": _pin, "numpy.random.mtrand": _pin}
     if os.environ.get("KSUPERVISE_SEED"):
-        sys.meta_path.insert(0, _Finder("keras", _seed))
-    if HOOKED in sys.modules:  # a notebook's kernel, or a fork of a process that has imported Keras
-        _install(sys.modules[HOOKED])
-    else:
-        sys.meta_path.insert(0, _Finder(HOOKED, _install))
+        awaited["keras"] = _seed  # after the pins: it seeds the same generators
+    awaited[HOOKED] = _install
+    for name in [name for name in awaited if name in sys.modules]:
+        awaited.pop(name)(sys.modules[name])  # a notebook's kernel, or a fork of a process that has imported it
+    if awaited:
+        sys.meta_path.insert(0, _Finder(awaited))
 
 
 def tell(line: str) -> bool:
     """Send one message over a connection of its own. False if nobody listens."""
-    address = os.environ["KSUPERVISE_ADDRESS"]
     try:
         sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         try:
             sock.settimeout(2.0)
-            sock.connect("\0" + address[1:] if address.startswith("@") else address)
+            sock.connect("\0" + _address[1:] if _address.startswith("@") else _address)
             sock.sendall(line.encode() + b"\n")
         finally:
             sock.close()
@@ -92,9 +100,24 @@ def _say_goodbye() -> None:
     tell(f'{{"op":"exit","pid":{os.getpid()},"exception":"{exception}"}}')
 
 
+def _pin(module: ModuleType) -> None:
+    """Where the script sets no seed it is to draw the same numbers at each attempt. A fork draws its own, as ever."""
+    if os.getpid() != _attached_pid:
+        return
+    try:
+        from ksupervise.child import pin
+
+        pin.pin(module, _run_seed)
+    except Exception as error:
+        _note(f"what an unseeded script draws from {module.__name__} could not be pinned: {error!r}")
+
+
 def _seed(keras: ModuleType) -> None:
     """--seed N: what `keras.utils.set_random_seed(N)` right after the import would do."""
-    keras.utils.set_random_seed(int(os.environ["KSUPERVISE_SEED"]))
+    try:
+        keras.utils.set_random_seed(int(os.environ["KSUPERVISE_SEED"]))
+    except Exception as error:
+        _note(f"--seed could not be handed to Keras: {error!r}")
 
 
 def _install(module: ModuleType) -> None:
@@ -103,37 +126,61 @@ def _install(module: ModuleType) -> None:
 
         tell(f'{{"op":"keras","version":"{hook.install(module)}"}}')
     except Exception as error:
+        _note(f"our hook could not be put into Keras: {error!r}")
+
+
+def _note(text: str) -> None:
+    try:
         import json
 
-        tell(json.dumps({"op": "note", "text": f"our hook could not be put into Keras: {error!r}"}))
+        tell(json.dumps({"op": "note", "text": text}))
+    except Exception:
+        pass  # the script has a json.py of its own
 
 
 class _Finder:
-    """Finds nothing by itself; it only wraps the loader of the one module it waits for."""
+    """Finds nothing by itself; it only wraps the loaders of the modules it waits for."""
 
-    def __init__(self, name: str, then: Callable[[ModuleType], None]) -> None:
-        self._name = name
-        self._then = then
+    def __init__(self, awaited: dict[str, Callable[[ModuleType], None]]) -> None:
+        self._awaited = awaited
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """The spec that the others find, with a loader that calls us afterwards."""
-        if name != self._name:
-            return None
-        sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
-        from importlib.util import find_spec
+        """The spec that the others find, with a loader that calls us afterwards.
 
-        spec = find_spec(name)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, self._then)  # type: ignore[assignment]
-        return spec
+        It may be asked for by somebody who only wants to know whether there is such a module: we wait on.
+        """
+        if name not in self._awaited:
+            return None
+        for finder in list(sys.meta_path):
+            find = None if finder is self else getattr(finder, "find_spec", None)
+            spec: ModuleSpec | None = None if find is None else find(name, path, target)
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = _Loader(spec.loader, self)  # type: ignore[assignment]
+                return spec
+        return None
+
+    def imported(self, module: ModuleType) -> None:
+        """A module that we wait for is there: our part in it."""
+        then = self._awaited.pop(module.__name__, None)
+        if not self._awaited:
+            sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
+        if then is not None:
+            then(module)
+
+
+def _unseen(function: FunctionType) -> FunctionType:
+    """Have Python leave `function` out of the traceback of a module that cannot be imported, like the import's own."""
+    function.__code__ = function.__code__.replace(co_filename="<frozen importlib._bootstrap_external>")
+    return function
 
 
 class _Loader:
     """The module's own loader, and then our part."""
 
-    def __init__(self, loader: Loader, then: Callable[[ModuleType], None]) -> None:
+    def __init__(self, loader: Loader, finder: _Finder) -> None:
         self._loader = loader
-        self._then = then
+        self._finder = finder
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._loader, name)
@@ -142,10 +189,11 @@ class _Loader:
         """As the module's own loader does."""
         return self._loader.create_module(spec)
 
+    @_unseen  # type: ignore[arg-type]
     def exec_module(self, module: ModuleType) -> None:
         """Run the module, put its own loader back in place, hook it."""
         self._loader.exec_module(module)
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         module.__loader__ = self._loader
-        self._then(module)
+        self._finder.imported(module)

@@ -7,17 +7,18 @@ Keras flips the sign of `min_delta` lazily, and a naive restore would flip it tw
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
-from ksupervise.child import codec
+from ksupervise.child import codec, logs
+from ksupervise.child.attributes import Attributes
 
 BUILT_IN = {
     "EarlyStopping": ("wait", "best", "best_epoch", "stopped_epoch", "best_weights"),
     "ReduceLROnPlateau": ("wait", "best", "cooldown_counter"),
     "ModelCheckpoint": ("best", "_batches_seen_since_last_saving", "_last_batch_seen", "_current_epoch"),
     "History": ("history", "epoch"),
+    "OrbaxCheckpoint": ("best", "_batches_seen_since_last_saving", "_last_batch_seen", "_total_batches_seen"),
     "TensorBoard": ("_global_train_batch", "_global_test_batch", "_previous_epoch_iterations"),
     "SwapEMAWeights": ("_ema_weights_in_model",),
     "CSVLogger": (),
@@ -37,74 +38,96 @@ class Roster:
     """The callbacks of one fit, each under a key that is the same in every attempt."""
 
     def __init__(self, callbacks: Sequence[Any]) -> None:
-        self._members = [(_key(callbacks, index), callback) for index, callback in enumerate(callbacks)]
-        self._at_begin: dict[str, dict[str, Any]] = {}
-        self.skipped: set[str] = set()
+        self._members = [_Member(_key(callbacks, index), callback) for index, callback in enumerate(callbacks)]
+
+    @property
+    def skipped(self) -> set[str]:
+        """What could not be carried: it is no plain data."""
+        return set().union(*(member.skipped for member in self._members))
+
+    def prepare(self, states: dict[str, Any]) -> list[str]:
+        """Before `on_train_begin`: log files go on behind what was written up to the checkpoint, and
+        BackupAndRestore restores nothing. Returns what the user should know."""
+        return [note for member in self._members for note in member.prepare(states.get(member.key, {})) if note]
 
     def begin(self) -> None:
-        """Remember how the script's own callbacks look when the fit begins."""
-        for key, callback in self._members:
-            if _built_in(callback) is None and _methods(callback) is None:
-                self._at_begin[key] = self._plain(key, callback, {})
+        """After `on_train_begin`: remember how the script's own callbacks look when the fit begins."""
+        for member in self._members:
+            member.begin()
+
+    def logs(self) -> dict[str, Any]:
+        """How far the log files have been written, in the form that `prepare` takes."""
+        logs = {member.key: {"log": member.log.state()} for member in self._members if member.log is not None}
+        return {key: state for key, state in logs.items() if state["log"]}
 
     def capture(self, arrays: dict[str, Any]) -> dict[str, Any]:
         """What all callbacks remember; arrays of it go into `arrays`."""
-        states = {}
-        for key, callback in self._members:
-            state = self._capture_one(key, callback, arrays)
-            if state:
-                states[key] = state
-        return states
-
-    def prepare(self, states: dict[str, Any]) -> None:
-        """Before `on_train_begin`: let CSVLogger append to the rows up to the checkpoint, and no further."""
-        for key, callback in self._members:
-            rows = states.get(key, {}).get("rows")
-            if rows is not None and _truncate(callback.filename, rows):
-                callback.append = True
+        states = {member.key: member.capture(arrays) for member in self._members}
+        return {key: state for key, state in states.items() if state}
 
     def put_back(self, states: dict[str, Any], arrays: dict[str, Any]) -> None:
         """After `on_train_begin`: give every callback what it remembered."""
-        for key, callback in self._members:
-            state = states.get(key, {})
-            if "own" in state:
-                methods = _methods(callback)
-                if methods is not None:
-                    getattr(callback, methods[1])(codec.decode(state["own"], arrays))
-            for name, value in state.get("attributes", {}).items():
-                setattr(callback, name, codec.decode(value, arrays))
+        for member in self._members:
+            member.put_back(states.get(member.key, {}), arrays)
 
-    def _capture_one(self, key: str, callback: Any, arrays: dict[str, Any]) -> dict[str, Any]:
+    def discard_logs(self) -> None:
+        """The fit was complete: what its callbacks wrote when they were set up is there already."""
+        for member in self._members:
+            if member.log is not None:
+                member.log.discard()
+
+
+class _Member:
+    """One callback."""
+
+    def __init__(self, key: str, callback: Any) -> None:
+        self.key = key
+        self.skipped: set[str] = set()
+        self.log = logs.of(callback)
+        self._log_state: dict[str, Any] = {}
+        self._callback = callback
+        self._built_in = _built_in(callback)
+        self._methods = _methods(callback)
+        self._attributes = Attributes(callback, f"extra/callbacks/{key}", _KERAS_OWN)
+
+    def prepare(self, state: dict[str, Any]) -> list[str]:
+        notes = []
+        if type(self._callback).__name__ == "BackupAndRestore":
+            self._callback._load_model = lambda: None
+            notes.append("BackupAndRestore in the script restores nothing here: its place is taken")
+        self._log_state = state.get("log", {})
+        if self.log is not None:
+            notes.append(self.log.go_back(self._log_state))
+        return notes
+
+    def begin(self) -> None:
+        vars(self._callback).pop("_load_model", None)
+        if self.log is not None:
+            self.log.begun(self._log_state)
+        if self._methods is None and self._built_in is None:
+            self._attributes.begin()
+
+    def capture(self, arrays: dict[str, Any]) -> dict[str, Any]:
         state: dict[str, Any] = {}
-        methods = _methods(callback)
-        built_in = _built_in(callback)
-        try:
-            if methods is not None:
-                state["own"] = codec.encode(getattr(callback, methods[0])(), arrays, f"extra/callbacks/{key}/own")
-        except codec.NotPlain as error:
-            self.skipped.add(str(error))
-        if built_in is not None:
-            state["attributes"] = self._encode(key, _chosen(callback, built_in), arrays)
-        elif methods is None:
-            now = self._plain(key, callback, arrays)
-            before = self._at_begin.get(key, {})
-            state["attributes"] = {name: v for name, v in now.items() if _differs(v, before.get(name))}
-        if type(callback).__name__ == "CSVLogger":
-            state["rows"] = _length(callback)
-        return state
-
-    def _plain(self, key: str, callback: Any, arrays: dict[str, Any]) -> dict[str, Any]:
-        own = {name: value for name, value in vars(callback).items() if name not in _KERAS_OWN}
-        return self._encode(key, own, arrays)
-
-    def _encode(self, key: str, values: dict[str, Any], arrays: dict[str, Any]) -> dict[str, Any]:
-        encoded = {}
-        for name, value in values.items():
+        if self._methods is not None:
             try:
-                encoded[name] = codec.encode(value, arrays, f"extra/callbacks/{key}/{name}")
-            except codec.NotPlain:
-                self.skipped.add(f"{key}.{name} ({type(value).__name__})")
-        return encoded
+                own = getattr(self._callback, self._methods[0])()
+                state["own"] = codec.encode(own, arrays, f"extra/callbacks/{self.key}/own")
+            except codec.NotPlain as error:
+                self.skipped.add(f"{self.key}: {self._methods[0]}() returned what is no plain data: {error}")
+        if self._built_in is not None:
+            state["attributes"] = self._attributes.capture(arrays, only=self._built_in)
+        elif self._methods is None:
+            state["attributes"] = self._attributes.capture(arrays)
+        self.skipped |= {f"{self.key}.{name}" for name in self._attributes.skipped}
+        if self.log is not None:
+            state["log"] = self.log.state()
+        return {name: value for name, value in state.items() if value}
+
+    def put_back(self, state: dict[str, Any], arrays: dict[str, Any]) -> None:
+        if "own" in state and self._methods is not None:
+            getattr(self._callback, self._methods[1])(codec.decode(state["own"], arrays))
+        self._attributes.put_back(state.get("attributes", {}), arrays)
 
 
 def _key(callbacks: Sequence[Any], index: int) -> str:
@@ -125,33 +148,3 @@ def _built_in(callback: Any) -> tuple[str, ...] | None:
 
 def _methods(callback: Any) -> tuple[str, str] | None:
     return next((pair for pair in _METHODS if all(hasattr(callback, name) for name in pair)), None)
-
-
-def _chosen(callback: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: vars(callback)[name] for name in names if name in vars(callback)}
-
-
-def _differs(one: Any, other: Any) -> bool:
-    """Arrays are referred to by name, so a reference proves nothing: it counts as changed."""
-    return one != other or (isinstance(one, dict) and one.get("$") in ("array", "scalar"))
-
-
-def _length(logger: Any) -> int | None:
-    stream = getattr(logger, "csv_file", None)
-    try:
-        if stream is not None and not stream.closed:
-            stream.flush()
-        return os.path.getsize(logger.filename)
-    except OSError:
-        return None
-
-
-def _truncate(path: str, size: int) -> bool:
-    """Cut the file to `size` bytes. False if it is shorter or gone: then it begins anew."""
-    try:
-        if os.path.getsize(path) < size:
-            return False
-        os.truncate(path, size)
-    except OSError:
-        return False
-    return True

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping
+import random
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePath
 from typing import Any
 
 _DEPTH = 32
+_BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
 
 
 class NotPlain(TypeError):
@@ -42,7 +47,65 @@ def encode(value: Any, arrays: dict[str, Any], name: str, depth: int = 0) -> Any
             for index, (key, item) in enumerate(value.items())
         ]
         return {"$": "dict", "v": pairs}
+    if type(value) in _COLLECTIONS:
+        return _encode_collection(value, arrays, name, depth)
+    if isinstance(value, PurePath):
+        return {"$": "path", "v": str(value)}
+    generator = generator_state(value)
+    if generator is not None:
+        return {"$": "generator", "v": [generator[0], encode(generator[1], arrays, name, depth + 1)]}
     return _encode_array(value, arrays, name)
+
+
+_COLLECTIONS: dict[type, str] = {set: "set", frozenset: "frozenset", deque: "deque"}
+
+
+def _encode_collection(value: Any, arrays: dict[str, Any], name: str, depth: int) -> Any:
+    items = list(value)
+    if not isinstance(value, deque):
+        items.sort(key=repr)  # the order of a set is the interpreter's affair: the checkpoint's should not be
+    encoded = [encode(item, arrays, f"{name}/{index}", depth + 1) for index, item in enumerate(items)]
+    return {"$": _COLLECTIONS[type(value)], "v": [getattr(value, "maxlen", None), encoded]}
+
+
+def generator_state(value: Any) -> tuple[str, Any] | None:
+    """The kind and the state of a generator of random numbers, python's or numpy's; None for anything else."""
+    if type(value) is random.Random:
+        return "Random", value.getstate()
+    module = sys.modules.get("numpy.random")
+    if module is None:
+        return None
+    if type(value) is module.RandomState:
+        return "RandomState", value.get_state()
+    if type(value) is module.Generator and type(value.bit_generator).__name__ in _BIT_GENERATORS:
+        return "Generator", value.bit_generator.state
+    return None
+
+
+def set_generator_state(value: Any, state: Any) -> None:
+    """Put `state`, as `generator_state` gave it, into a generator of the same kind."""
+    if type(value) is random.Random:
+        value.setstate(state)
+    elif type(value).__name__ == "RandomState":
+        value.set_state(state)
+    else:
+        value.bit_generator.state = state
+
+
+def _new_generator(kind: str, state: Any) -> Any:
+    if kind == "Random":
+        made: Any = random.Random()  # noqa: S311 - the script's own kind
+    else:
+        from numpy import random as numpy_random
+
+        if kind == "RandomState":
+            made = numpy_random.RandomState()
+        elif kind == "Generator" and state["bit_generator"] in _BIT_GENERATORS:
+            made = numpy_random.Generator(getattr(numpy_random, state["bit_generator"])())
+        else:
+            raise NotPlain(f"unknown kind of generator: {kind!r}")
+    set_generator_state(made, state)
+    return made
 
 
 def _is_flat(values: list[Any] | tuple[Any, ...]) -> bool:
@@ -72,6 +135,8 @@ def decode(value: Any, arrays: Mapping[str, Any]) -> Any:
     kind, content = value.get("$"), value.get("v")
     if kind == "float":
         return float(str(content))
+    if kind == "path":
+        return Path(str(content))
     if kind == "bytes":
         return base64.b64decode(str(content))
     if kind == "tuple":
@@ -82,4 +147,17 @@ def decode(value: Any, arrays: Mapping[str, Any]) -> Any:
         return arrays[str(content)].copy()
     if kind == "scalar":
         return arrays[str(content)][()]
+    if kind in _MAKERS:
+        maxlen, items = content or (None, ())
+        return _MAKERS[str(kind)]([decode(item, arrays) for item in items], maxlen)
+    if kind == "generator":
+        name, state = content or ("", None)
+        return _new_generator(str(name), decode(state, arrays))
     raise NotPlain(f"unknown kind of value: {kind!r}")
+
+
+_MAKERS: dict[str, Callable[[list[Any], int | None], Any]] = {
+    "set": lambda items, _: set(items),
+    "frozenset": lambda items, _: frozenset(items),
+    "deque": deque,
+}

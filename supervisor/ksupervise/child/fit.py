@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import functools
-import signal
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -17,6 +16,7 @@ from typing import Any
 
 from ksupervise import wire
 from ksupervise.child import callbacks, codec, position, randomness, state
+from ksupervise.child.sigterm import Sigterm
 from ksupervise.wire import Control
 
 TYPE_CHECKING = False
@@ -60,6 +60,7 @@ class Fit:
     Attributes:
         open: it began and did not end.
         complete: it was complete before this attempt; it only gets its final state back.
+        of_unknown_length: nobody knows how many batches an epoch has before it is over.
     """
 
     def __init__(
@@ -72,30 +73,35 @@ class Fit:
         answer: dict[str, Any],
     ) -> None:
         self.session = session
-        self._list = callback_list
         self._model = callback_list.model
         self._ordinal = ordinal
         self._epochs = epochs
         self._answer = answer
         self._iterator = caller.f_locals.get("epoch_iterator")
-        self._position = position.Position(self._iterator) if position.is_known(self._iterator) else None
+        self._position = self._position_in(caller) if position.is_known(self._iterator) else None
         self._inventory = state.Inventory(self._model)
         self._roster = callbacks.Roster(list(callback_list.callbacks))
         self._stride = self._position.steps_per_execution if self._position else 1
         self._loaded: tuple[dict[str, Any], dict[str, Any]] | None = None
         self._last_logs: Any = None
+        self._set_initial_epoch = False
         self._epoch = 0
         self._batches = 0  # of the epoch in hand, begun
+        self._ended = 0  # of those, if the data is of unknown length: the last one that begins is none
+        self._batch_logs: Any = None
         self._epoch_step = session.step  # run-wide step at which the epoch in hand began
         self._due = 0.0
-        self._validation = position.Validation()
         self._validation_began = 0.0
         self._validation_seconds = 0.0
-        self._handler: Any = None
-        self._signalled = False
+        self._sigterm = Sigterm(caller)
         self._staged_step = -1  # run-wide step of the newest state that would be gone back to
         self.open = False
         self.complete = answer["mode"] == "skip"
+        self.of_unknown_length = self._position is not None and self._position.steps is None
+
+    def _position_in(self, caller: FrameType) -> position.Position:
+        given = caller.f_locals.get("validation_data")
+        return position.Position(self._iterator, given[0] if isinstance(given, (tuple, list)) and given else given)
 
     # Beginning
 
@@ -104,13 +110,23 @@ class Fit:
         """Before the script's own on_train_begin: read the state, let log files go on where they were."""
         if self._answer["mode"] == "resume":
             self._loaded = self.session.stager.read(int(self._answer["slot"]))
-            self._roster.prepare(self._loaded[1]["callbacks"])
+            self._go_back(self._loaded[1]["callbacks"])
+        elif self._answer.get("logs") is not None:
+            self._go_back(self._answer["logs"])  # an earlier attempt began this fit, and made no checkpoint
+        else:
+            self.session.link.send({"op": "logs", "fit": self._ordinal, "logs": self._roster.logs()})
+
+    def _go_back(self, states: dict[str, Any]) -> None:
+        for note in self._roster.prepare(states):
+            self.session.note(note)
 
     @_all_or_nothing
     def begin(self) -> None:
         """After the script's own on_train_begin: put the state back, start to watch."""
         self.open = True
         self._roster.begin()
+        if self._position is not None:
+            self._position.begin(later_attempt=self.session.attempt > 1)
         session, control = self.session, self.session.control
         if self._loaded is not None:
             self._resume(*self._loaded)
@@ -122,7 +138,7 @@ class Fit:
         control["step"] = session.step
         if not control.integer("executed"):
             control["first_step"] = session.step
-        self._listen_to_sigterm()
+        self._sigterm.listen()
         self._plan_next()
 
     def _resume(self, arrays: dict[str, Any], saved: dict[str, Any]) -> None:
@@ -136,13 +152,13 @@ class Fit:
         guarantee = "exact to the epoch (the position in the data is not known)"
         if self._position is not None:
             data = codec.decode(saved["data"], arrays)
-            guarantee = self._position.resume(data, self._at_position)
-        self._validation.resume(int(saved["validations"]))
+            guarantee = self._position.resume(data, self._at_position, session.refuse)
         ended = saved["stopped"] or self._epoch >= self._epochs
         if ended:
             self._last_logs = codec.decode(saved["logs"], arrays)
-        # An empty loop if the fit had only its end before it.
+        # An empty loop if the fit had only its end before it. (0 would mean the script's own initial_epoch.)
         self._model._initial_epoch = self._epochs if ended else self._epoch
+        self._set_initial_epoch = True
         self._model.stop_training = bool(saved["stopped"])
         self._tell_restored(saved, guarantee)
         if at["kind"] != "batch":
@@ -168,12 +184,15 @@ class Fit:
     def put_back(self) -> None:
         """A completed fit: its final state comes back, the script's callbacks are not called."""
         arrays, saved = self.session.stager.read(int(self._answer["slot"]))
+        self._roster.discard_logs()
         self._put_back_everything(arrays, saved)
         self.session.stager.hold(int(self._answer["slot"]))
         self.session.step = int(saved["position"]["step"])
         self.session.control["step"] = self.session.step
         if self._position is not None and saved["data"] is not None:
+            self._position.begin(later_attempt=True)
             self._position.pass_by(codec.decode(saved["data"], arrays))
+            self._position.end()
         self._model._initial_epoch = self._epochs
         self._model.stop_training = bool(saved["stopped"])
         self._tell_restored(saved, "exact")
@@ -182,49 +201,71 @@ class Fit:
     def after_complete(self) -> None:
         """The empty loop of a completed fit is over."""
         self._model._initial_epoch = None
+        self._let_go()
 
     # On the way
 
     @_all_or_nothing
     def begin_epoch(self, epoch: int) -> None:
         """An epoch begins; after a resume in its middle, its accumulators are put back here."""
-        self._model._initial_epoch = None  # it is sticky: the next fit would begin there
+        self._forget_initial_epoch()
         self._epoch = epoch
-        self._batches = 0
-        if self._position is not None:
-            self._position.begin_epoch()
+        self._batches = self._ended = 0
+        vars(self._model).pop("_get_metrics_result_or_logs", None)
         self.session.control["epoch"] = epoch
         if self._loaded is not None:
+            self._ended = int(self._loaded[1]["position"]["batch"])
+            self._keep_logs(self._loaded)
             # Keras has just reset the metrics, and callbacks may have changed the learning rate once more.
             arrays, saved = self._loaded
             state.put_back(self._model, _variables_of(arrays))
             self._roster.put_back(saved["callbacks"], arrays)
 
+    def _forget_initial_epoch(self) -> None:
+        """It is sticky: the next fit on this model would begin there. What the script's own callbacks set stays."""
+        if self._set_initial_epoch:
+            self._model._initial_epoch = None
+            self._set_initial_epoch = False
+
     def _at_position(self) -> None:
         """The data stands where the checkpoint was made: now the generators may be put back."""
         if self._loaded is not None:
             arrays, saved = self._loaded
-            if self._position is not None and not self._position._drawn_by_python:
+            if self._position is not None and not self._position.drawn_by_python:
                 randomness.put_back(codec.decode(saved["randomness"], arrays))
             self._loaded = None
 
-    def begin_batch(self, batch: int) -> None:
-        """Batch number `batch` of the epoch begins: the state is that after `batch` batches."""
-        control = self.session.control
+    def _keep_logs(self, loaded: tuple[dict[str, Any], dict[str, Any]]) -> None:
+        """If no batch is left of the epoch that is resumed, its logs are those of the last one before."""
+        arrays, saved = loaded
+        before, original = codec.decode(saved["batch_logs"], arrays), self._model._get_metrics_result_or_logs
+        if before and self.of_unknown_length:
+            self._model._get_metrics_result_or_logs = lambda logs: original(logs or before)
+
+    def end_batch(self, logs: Any) -> None:
+        """A batch of data of unknown length was trained."""
+        self._ended = self._batches
+        self._batch_logs = logs
+
+    def attend(self, batch: int) -> None:
+        """Batch number `batch` is about to begin: the state is that after `batch` batches. Stage or leave, if due."""
         now = time.monotonic()
         if (
             now >= self._due
-            or control.words[0]
-            or self._signalled
+            or self.session.control.words[0]
+            or self._sigterm.noted
             or self.session.link.orphaned
             or self._validation_comes(batch, now)
         ):
             self._attend(batch)
-        count = self._stride
+
+    def begin_batch(self, batch: int) -> None:
+        """Batch number `batch` of the epoch begins, and the script's callbacks have seen it."""
+        control, count = self.session.control, self._stride
         control.words[19] = batch
         control.words[20] = self._epoch_step + batch + count
         control.words[21] += count
-        control.times[32] = now
+        control.times[32] = time.monotonic()
         self._batches = batch + count
 
     def _validation_comes(self, batch: int, now: float) -> bool:
@@ -256,7 +297,7 @@ class Fit:
             return "the parent is gone"
         if self.session.control.words[0] == Control.LEAVE:
             return "asked to leave"
-        return "SIGTERM" if self._signalled else ""
+        return "SIGTERM" if self._sigterm.noted else ""
 
     def _time_left(self, leaving: str) -> float:
         """Seconds that may be waited for a slot."""
@@ -273,14 +314,16 @@ class Fit:
     @_harmless
     def begin_validation(self) -> None:
         """A validation begins."""
-        self._validation.begin(getattr(self._model, "_eval_epoch_iterator", None))
+        self._count_partial_execution()
+        if self._position is not None:
+            self._position.begin_validation()
         self._validation_began = time.monotonic()
         self.session.control["phase"] = wire.PHASE_EVALUATE
 
     def begin_test_batch(self) -> None:
         """Never stage in a validation: it could not be resumed. The epoch's end is awaited if there is time."""
         self.session.control["beat"] = time.monotonic()
-        if not (self.session.control.words[0] or self._signalled or self.session.link.orphaned):
+        if not (self.session.control.words[0] or self._sigterm.noted or self.session.link.orphaned):
             return
         self._attend_validation()
 
@@ -313,7 +356,9 @@ class Fit:
         session.control["batch"] = 0
         session.control["step"] = session.step
         self._last_logs = dict(logs or {})
-        last = self._epoch >= self._epochs or bool(self._model.stop_training)
+        if self._position is not None:
+            self._position.end_epoch()
+        last = self._epoch >= self._epochs or bool(getattr(self._model, "stop_training", False))
         leaving = self._leaving()
         if last or leaving or self._wants_stage() or self._epoch_due():
             wait = _FINAL_WAIT if last else self._time_left(leaving)
@@ -322,10 +367,13 @@ class Fit:
             self._leave(leaving)
 
     def _count_partial_execution(self) -> None:
-        """With several steps an execution the epoch's last one may have been shorter than counted."""
+        """An epoch's last execution may have been shorter than counted, or there was none any more."""
         steps = self._position.steps if self._position is not None else None
+        steps = self._ended if self.of_unknown_length else steps
         if steps is not None and self._batches > steps:
-            self.session.control["executed"] = self.session.control.integer("executed") - (self._batches - steps)
+            control = self.session.control
+            control["executed"] = control.integer("executed") - (self._batches - steps)
+            control["step"] = self._epoch_step + steps
             self._batches = steps
 
     def _epoch_due(self) -> bool:
@@ -341,16 +389,34 @@ class Fit:
     @_harmless
     def end(self, logs: Any) -> None:
         """The fit is over and the script's callbacks have seen its end: the final state must not be lost."""
-        self._stop_listening()
-        self._model._initial_epoch = None
+        self._sigterm.stop()
+        self._forget_initial_epoch()
         self._stage("final", 0, "final", wait=_FINAL_WAIT)
         self.open = False
+        if self._position is not None:
+            self._position.end()
         self.session.control["phase"] = wire.PHASE_OUTSIDE
         self.session.link.wait_free(self.session.stager.newest_seq, _FINAL_WAIT)
-        if self._list.callbacks and self._list.callbacks[-1].__class__.__name__ == "KsuperviseCallback":
-            self._list.callbacks.pop()
         if self.session.link.orphaned:
             self.session.leave_orphaned()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """The script may drop its model now, and have its memory back."""
+        if self.session.fit is self:
+            self.session.fit = None
+
+    def abandon(self) -> None:
+        """An exception ended the fit, and the script goes on without it."""
+        self.open = False
+        self._sigterm.stop()
+        self._forget_initial_epoch()
+        vars(self._model).pop("_get_metrics_result_or_logs", None)
+        if self._position is not None:
+            self._position.end()
+        self.session.control["phase"] = wire.PHASE_OUTSIDE
+        self.session.link.send({"op": "abandon"})
+        self._let_go()
 
     # Staging
 
@@ -389,14 +455,14 @@ class Fit:
         saved = {
             "format": 1,
             "position": at,
-            "stopped": bool(model.stop_training) and kind != "batch",
+            "stopped": bool(getattr(model, "stop_training", False)) and kind != "batch",
             "optimizers": self._inventory.recipe,
             "callbacks": self._roster.capture(extras),
             "randomness": codec.encode(randomness.capture(), extras, "extra/randomness"),
             "data": codec.encode(self._position.capture(batch, inside=kind == "batch"), extras, "extra/data")
             if self._position
             else None,
-            "validations": self._validation.made,
+            "batch_logs": codec.encode(_plain_logs(self._batch_logs), extras, "extra/batch_logs"),
             "logs": codec.encode(_plain_logs(self._last_logs), extras, "extra/logs"),
         }
         for skipped in sorted(self._roster.skipped):
@@ -414,25 +480,6 @@ class Fit:
         every = control["interval"]
         pause = max(stager.cost / max(control["overhead"], 1e-6), _FLOOR)
         self._due = time.monotonic() + min(pause, every)
-
-    # SIGTERM to the child itself
-
-    def _listen_to_sigterm(self) -> None:
-        """Slurm and systemd may signal parent and child at once: note it, the next batch saves and leaves."""
-        try:
-            if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-                self._handler = self._on_sigterm
-                signal.signal(signal.SIGTERM, self._handler)
-        except ValueError:
-            self._handler = None  # not the main thread
-
-    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
-        self._signalled = True
-
-    def _stop_listening(self) -> None:
-        if self._handler is not None and signal.getsignal(signal.SIGTERM) == self._handler:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        self._handler = None
 
 
 def _variables_of(arrays: dict[str, Any]) -> dict[str, Any]:

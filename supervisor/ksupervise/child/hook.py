@@ -1,40 +1,44 @@
-"""What we change in Keras: two methods of the class CallbackList, and one callback that each fit gets appended.
+"""What we change in Keras: two methods of the class CallbackList, and two callbacks that each fit is given.
 
-`on_train_begin` is wrapped because a completed fit must not call the script's callbacks at all; all
-else is done by the appended callback. It comes last, so it restores after, and captures after,
-every callback of the script. It has no batch-*end* method: on JAX and torch one would force a device sync
-at each step.
+`on_train_begin` is wrapped because a completed fit must not call the script's callbacks at all; all else is done by the
+two callbacks. One comes last: it restores after, and captures after, every callback of the script. One comes first: a
+stage at a batch's begin is the state before the script's callbacks have seen it, as they will see it begin again.
+Neither has a batch-*end* method where it can do without: on JAX and torch one would force a device sync at each step.
 """
 
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from ksupervise.child import session
+from ksupervise.child.disguise import disguise
 from ksupervise.child.fit import Fit
 
 Method = Callable[..., Any]
+_hooked: set[type] = set()
 
 
 def install(callback_list: ModuleType) -> str:
     """Hook the module `keras.src.callbacks.callback_list`, once. Returns the version of Keras, "" if unknown."""
     version = str(getattr(sys.modules.get("keras.src.version"), "__version__", ""))
     cls = callback_list.CallbackList
-    if getattr(cls, "_ksupervise", False):
+    if cls in _hooked:
         return version
-    cls._ksupervise = True
+    _hooked.add(cls)
     file = callback_list.__file__ or ""
-    make = _appended_class(sys.modules["keras.src.callbacks.callback"].Callback)
-    cls.on_train_begin = _disguise(_train_begin(cls.on_train_begin, make), cls.on_train_begin, file)
-    cls.on_train_end = _disguise(_train_end(cls.on_train_end), cls.on_train_end, file)
+    make = _callback_classes(sys.modules["keras.src.callbacks.callback"].Callback)
+    cls.on_train_begin = disguise(_train_begin(cls.on_train_begin, make), cls.on_train_begin, file)
+    cls.on_train_end = disguise(_train_end(cls.on_train_end), cls.on_train_end, file)
     return version
 
 
-def _train_begin(original: Method, make: Callable[[Fit], Any]) -> FunctionType:
+def _train_begin(original: Method, make: Callable[[Fit], tuple[Any, Any]]) -> Method:
     def on_train_begin(self: Any, logs: Any = None) -> None:
+        _take_out(self)
         fit = session.begin_fit(self, sys._getframe(1))
         if fit is None:
             original(self, logs)
@@ -44,14 +48,16 @@ def _train_begin(original: Method, make: Callable[[Fit], Any]) -> FunctionType:
             fit.put_back()
             return
         fit.prepare()
-        self.callbacks.append(make(fit))
+        first, last = make(fit)
+        self.callbacks.insert(0, first)
+        self.callbacks.append(last)
+        weakref.finalize(self, _vanished, weakref.ref(fit)).atexit = False
         original(self, logs)
 
-    assert isinstance(on_train_begin, FunctionType)
     return on_train_begin
 
 
-def _train_end(original: Method) -> FunctionType:
+def _train_end(original: Method) -> Method:
     def on_train_end(self: Any, logs: Any = None) -> None:
         fit = self.__dict__.pop("_ksupervise_fit", None)
         if fit is None:
@@ -60,27 +66,44 @@ def _train_end(original: Method) -> FunctionType:
             fit.after_complete()
         else:
             original(self, fit.last_logs(logs))
+            _take_out(self)
 
-    assert isinstance(on_train_end, FunctionType)
     return on_train_end
 
 
-def _disguise(function: FunctionType, original: Method, file: str) -> FunctionType:
-    """Let `function` look like the method it wraps, also to Keras' traceback filter.
-
-    A frame that claims Keras' own file is dropped from the tracebacks that users see, as Keras' are.
-    """
-    function.__code__ = function.__code__.replace(co_filename=file)
-    function.__name__ = original.__name__
-    function.__qualname__ = original.__qualname__
-    function.__module__ = original.__module__
-    function.__doc__ = original.__doc__
-    return function
+def _take_out(callback_list: Any) -> None:
+    """Take our callbacks out of a list; one of the script's own may still have those of a fit that raised."""
+    left = [callback for callback in callback_list.callbacks if not isinstance(getattr(callback, "_fit", None), Fit)]
+    if len(left) < len(callback_list.callbacks):
+        callback_list.callbacks[:] = left
+        callback_list.__dict__.pop("_ksupervise_fit", None)
 
 
-def _appended_class(base: Any) -> Callable[[Fit], Any]:
-    class KsuperviseCallback(base):  # type: ignore[misc]
-        """Hands the events of one fit to `Fit`; a failure of ours stays ours."""
+def _vanished(reference: weakref.ref[Fit]) -> None:
+    """A call of fit is gone with its CallbackList. If it did not end, an exception ended it."""
+    fit = reference()
+    try:
+        if fit is not None and fit.open and sys._getframe(1) is not None:
+            fit.abandon()
+    except Exception:
+        pass  # no frame below ours: the interpreter ends, and not one line of the script will run any more
+
+
+def _callback_classes(base: Any) -> Callable[[Fit], tuple[Any, Any]]:
+    """What makes the two callbacks of a fit. A failure of ours stays ours: see `Fit`."""
+
+    class KsuperviseFirst(base):  # type: ignore[misc]
+        """Before the script's callbacks see a batch begin: after a resume they will see it begin."""
+
+        def __init__(self, fit: Fit) -> None:
+            super().__init__()
+            self._fit = fit
+
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            self._fit.attend(batch)
+
+    class KsuperviseLast(base):  # type: ignore[misc]
+        """After the script's callbacks have seen all else."""
 
         def __init__(self, fit: Fit) -> None:
             super().__init__()
@@ -110,4 +133,10 @@ def _appended_class(base: Any) -> Callable[[Fit], Any]:
         def on_train_end(self, logs: Any = None) -> None:
             self._fit.end(logs)
 
-    return KsuperviseCallback
+    class KsuperviseCounting(KsuperviseLast):
+        """For data of unknown length: an epoch's last batch begins, and then there is none."""
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            self._fit.end_batch(logs)
+
+    return lambda fit: (KsuperviseFirst(fit), (KsuperviseCounting if fit.of_unknown_length else KsuperviseLast)(fit))

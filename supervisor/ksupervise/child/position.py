@@ -1,21 +1,33 @@
 """Where the training stands in its data, and how a later attempt gets back there.
 
-Two ways, chosen by what is exact for the source:
+Whatever the source, an iterator made in the same circumstances (`_circumstances`: the counts of the shuffles, captured
+variables, the generators of random numbers, a PyDataset's attributes) yields the same batches. From there a position
+inside an epoch is reached in one of three ways, the first that is exact:
 
-- *iterator state*: TensorFlow serializes the iterator, shuffle buffer included. Exact for the rest of the
-  epoch whether the script is seeded or not; nothing is drawn again.
-- *replay*: make as many iterators as were made (each takes the next seeds of a seeded `.shuffle`), then draw
-  and drop the batches that were trained already. Works for every source that yields the same again.
+- *iterator state*: TensorFlow serializes the iterator, shuffle buffer included. Nothing is drawn again, and unseeded
+  order is kept as well. For arrays, and for pipelines that hold nothing else that is random.
+- *by index*: a PyDataset is not asked for the batches that were trained; the generators of random numbers are set to
+  what they were when the next one was made.
+- *replay*: the batches that were trained are drawn again, and dropped.
+
+Where none is exact (an unseeded pipeline that cannot be serialized), only an epoch's end is: a checkpoint inside the
+epoch is then marked approximate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from ksupervise.child import randomness
+from ksupervise.child.items import Items, remembered_by
+from ksupervise.child.iterators import deserialize, serialize
+from ksupervise.child.pipeline import Pipeline, dataset_of
+from ksupervise.child.shuffles import SEEDS_TAKEN, Shuffles
 
-STATE_LIMIT = 64 * 1024 * 1024  # bytes of a serialized iterator; a larger shuffle buffer is replayed
+_SMALL = 1024 * 1024  # bytes up to which it is preferred to drawing again
+_ARRAYS = ("ArrayDataAdapter",)
+_UNORDERED = "exactly once, later epochs in a new order (the script sets no seed)"
 
 
 def is_known(iterator: Any) -> bool:
@@ -24,31 +36,47 @@ def is_known(iterator: Any) -> bool:
 
 
 class Position:
-    """The position in one fit's training data. `iterator` is Keras' EpochIterator."""
+    """The position in one fit's data. `iterator` is Keras' EpochIterator, `validation` what fit is to validate on."""
 
-    def __init__(self, iterator: Any) -> None:
+    def __init__(self, iterator: Any, validation: Any) -> None:
         self._keras = iterator
-        self._made = 0
-        self._made_before_epoch = 0
-        self._last: Any = None
-        self._plan: dict[str, Any] | None = None
-        self._at_epoch_begin: dict[str, Any] | None = None
-        self._after_skip: Callable[[], None] | None = None
         self.adapter = type(iterator.data_adapter).__name__
-        self._watch()
+        self._train = Pipeline(dataset_of(iterator))
+        self._validation = Pipeline(dataset_of(validation))
+        self._shuffles = Shuffles([self._train, self._validation])
+        sources = (getattr(iterator.data_adapter, "py_dataset", None), validation)
+        self._remembered = [attributes for attributes in map(remembered_by, sources) if attributes is not None]
+        self._items = Items.of(iterator)
+        self._last: Any = None  # the iterator that batches come from
+        self._made: dict[str, Any] | None = None  # circumstances in which it was made
+        self._first: dict[str, Any] | None = None  # those of the fit's first, where they are needed later
+        self._first_validation: dict[str, Any] | None = None
+        self._epochs = 0  # that were drawn to their end, in all attempts
+        self._before: dict[str, Any] = {}  # circumstances at the end of the epoch before
+        self._plan: dict[str, Any] | None = None
+        self._after_skip: Callable[[], None] | None = None
+        self._refuse: Callable[[str], NoReturn]
+        self._too_large = False  # the serialized iterator, when it was tried
+        self._get_iterator = iterator._get_iterator
+        self._enumerate = iterator._enumerate_iterator
+        iterator._get_iterator = lambda: _Watched(self._get_iterator(), self._before_making, self._on_made)
+        iterator._enumerate_iterator = self._enumerate_from_here
 
-    def _watch(self) -> None:
-        """Count the iterators that Keras makes, and keep the last."""
-        get_iterator = self._keras._get_iterator
-        enumerate_iterator = self._keras._enumerate_iterator
-        self._enumerate = enumerate_iterator
-        self._get_iterator = get_iterator
-        self._keras._get_iterator = lambda: _Watched(get_iterator(), self._on_made)
-        self._keras._enumerate_iterator = self._enumerate_from_here
+    def begin(self, *, later_attempt: bool) -> None:
+        """The fit begins."""
+        if later_attempt:
+            self._train.remove_locks()
+            self._validation.remove_locks()
+        for attributes in self._remembered:
+            attributes.begin()
+        self._shuffles.watch()
+        self._before = self._circumstances()
 
-    def _on_made(self, iterator: Any) -> None:
-        self._made += 1
-        self._last = iterator
+    def end(self) -> None:
+        """The fit is over."""
+        self._shuffles.leave()
+        if self._items is not None:
+            self._items.leave()
 
     @property
     def steps(self) -> int | None:
@@ -61,201 +89,264 @@ class Position:
         """Optimizer steps between two looks of ours."""
         return int(getattr(self._keras, "steps_per_execution", 1) or 1)
 
-    def begin_epoch(self) -> None:
-        """An epoch begins; its iterator is not made yet."""
-        self._made_before_epoch = self._made
-        self._at_epoch_begin = randomness.capture() if self._drawn_by_python else None
-
     @property
-    def _drawn_by_python(self) -> bool:
-        """The source runs the script's own code, with python's and numpy's generators."""
-        return self.adapter not in ("ArrayDataAdapter", "TFDatasetAdapter")
+    def drawn_by_python(self) -> bool:
+        """The source runs the script's own code, with python's and numpy's generators, ahead of the training."""
+        return self._items is not None or self._train.python
 
     @property
     def _persistent(self) -> bool:
         """One iterator serves several epochs."""
         return getattr(self._keras, "steps_per_epoch", None) is not None
 
+    # What decides what comes next
+
+    def _circumstances(self, *, amid: bool = False) -> dict[str, Any]:
+        """All that decides what an iterator that is made now will yield; `amid` while one is being read."""
+        return {
+            "shuffles": self._shuffles.read(amid=amid),
+            "variables": [self._train.values(), self._validation.values()],
+            "attributes": [attributes.snapshot() for attributes in self._remembered],
+            "randomness": randomness.capture(),
+        }
+
+    def _put_back(self, then: dict[str, Any]) -> None:
+        self._shuffles.put_back(then["shuffles"])
+        self._train.put_back(then["variables"][0])
+        self._validation.put_back(then["variables"][1])
+        for attributes, snapshot in zip(self._remembered, then["attributes"], strict=True):
+            attributes.put_back_snapshot(snapshot)
+        randomness.put_back(then["randomness"])  # the last: making an iterator over a dataset may draw as well
+
+    def _before_making(self) -> None:
+        """Keras is about to make an iterator."""
+        plan = self._plan
+        if plan is not None and plan.get("made") is not None:
+            self._plan = None
+            self._put_back(plan["made"])
+            self._made = plan["made"]
+        else:
+            self._made = self._circumstances()
+        if self._first is None and (self._train.frozen or self._redraws_all):
+            self._first = self._made
+        if self._items is not None:
+            self._items.restart()
+
+    def _on_made(self, iterator: Any) -> None:
+        self._last = iterator
+
+    # Saving it
+
+    def end_epoch(self) -> None:
+        """An epoch is over, and the script's callbacks have seen its end."""
+        self._epochs += 1
+        self._before = self._circumstances()
+
+    def begin_validation(self) -> None:
+        """A validation begins; its iterator is not made yet."""
+        if self._validation.frozen and self._first_validation is None:
+            self._first_validation = self._circumstances()
+
     def capture(self, batch: int, *, inside: bool) -> dict[str, Any]:
         """The position before batch number `batch` of the epoch in hand, or (not `inside`) between two epochs."""
         seen = int(getattr(self._keras, "_steps_seen", 0) or 0)
+        seen -= self.steps_per_execution if inside else 0  # Keras counts the batch that is about to be drawn
+        in_hand = self._persistent and self._keras._current_iterator is not None
         position: dict[str, Any] = {
             "adapter": self.adapter,
-            # Iterators that must have been made before the one that the next batch comes from.
-            "earlier": self._made_before_epoch if inside else self._made,
-            # Batches drawn from an iterator that serves several epochs; Keras counts the one that is about to be.
-            "seen": seen - self.steps_per_execution if inside else seen,
+            "epochs": self._epochs,
             "batch": batch,
+            "seen": seen,  # batches drawn from an iterator that serves several epochs
             "num_batches": self._keras._num_batches,
+            "made": self._made if inside or in_hand else None,
+            "before": self._before,
+            "now": self._circumstances(amid=inside or in_hand),
+            "first": self._first,
+            "first_validation": self._first_validation,
+            "approximate": False,
         }
-        if self._persistent:
-            position["earlier"] = self._made - (1 if self._keras._current_iterator is not None else 0)
-        if inside and self._at_epoch_begin is not None:
-            position["randomness"] = self._at_epoch_begin
-        if (batch or self._persistent) and not self._exact_by_replay:
-            state = _serialize(self._last)
-            if state is not None:
-                position["state"] = state
+        drawn = seen if self._persistent else batch
+        if (inside or in_hand) and drawn:
+            self._capture_place(position, drawn)
         return position
 
+    def _capture_place(self, position: dict[str, Any], drawn: int) -> None:
+        """How to get behind the first `drawn` batches of the iterator in hand."""
+        if self._items is not None and self._items.indexed:
+            position["item"] = self._items.before(drawn)
+            return
+        if self._keeps_state:
+            state = serialize(self._last)
+            small = state is not None and state[1].nbytes <= _SMALL
+            if state is not None and ((small and self._tells_shuffles(state)) or not self._replays):
+                position["state"] = state
+                return
+            self._too_large = not small
+        position["approximate"] = not self._replays
+
+    def _tells_shuffles(self, state: list[Any]) -> bool:
+        """The seeds of every shuffle are in `state`. Not of one that has been read to its end: it is gone."""
+        told = int(state[1].tobytes().count(SEEDS_TAKEN))
+        return told >= len(self._train.shuffles)
+
     @property
-    def _exact_by_replay(self) -> bool:
-        """A seeded tf.data pipeline: only replay also repeats the random operations inside it."""
-        return self._drawn_by_python or (self.adapter == "TFDatasetAdapter" and randomness.seeded())
+    def _keeps_state(self) -> bool:
+        if self._too_large or self.drawn_by_python:
+            return False
+        return self.adapter in _ARRAYS or self._train.pure or not self._train.seeded
 
-    def resume(self, position: dict[str, Any], after_skip: Callable[[], None]) -> str:
-        """Arrange that the next epoch begins at `position`; `after_skip` is called once it is reached.
+    @property
+    def _replays(self) -> bool:
+        """Drawing the same number of batches again comes to the same place."""
+        return self._train.seeded or self.adapter not in (*_ARRAYS, "TFDatasetAdapter")
 
-        Returns the guarantee that holds, in words.
+    @property
+    def _redraws_all(self) -> bool:
+        """What earlier epochs took from the source cannot be counted: they have to be drawn again."""
+        return not self._persistent and (self._train.hidden or self.adapter == "GeneratorDataAdapter")
+
+    # Going back to it
+
+    def resume(
+        self,
+        position: dict[str, Any],
+        after_skip: Callable[[], None],
+        refuse: Callable[[str], NoReturn],
+    ) -> str:
+        """Arrange that the next epoch begins at `position`.
+
+        `after_skip` is called there; `refuse` if the data has no such position. Returns the guarantee that holds,
+        in words.
         """
-        self._plan = position
-        self._after_skip = after_skip
+        self._refuse = refuse
+        self._check(position)
         if position.get("num_batches") is not None and self._keras._num_batches is None:
             self._keras._num_batches = position["num_batches"]
-        if self.adapter == "TFDatasetAdapter":
-            self._drop_iterators(int(position["earlier"]))
+        self._redraw(position)
+        inside = position["made"] is not None
+        # Callbacks that draw or peek when an epoch begins shall find what they found then; but no shuffle may be
+        # further than it was when the iterator in hand was made, which may have been epochs ago.
+        self._put_back(_earlier(position["before"], position["made"]) if inside else position["now"])
+        self._before = position["before"]
+        if inside:
+            self._plan = position
+            self._after_skip = after_skip
         return self._guarantee(position)
 
+    def _check(self, position: dict[str, Any]) -> None:
+        then, now = position.get("num_batches"), self._keras._num_batches
+        if position["made"] is None or self._persistent or then is None or now is None or then == now:
+            return
+        if position["batch"] >= now or "state" in position:
+            self._refuse(
+                f"the data has {now} batches an epoch and had {then} when the checkpoint was made, "
+                f"inside an epoch, behind batch {position['batch']}"
+            )
+
     def pass_by(self, position: dict[str, Any]) -> None:
-        """The fit was complete: later ones over the same pipeline find its shuffle where this one left it."""
-        if self.adapter == "TFDatasetAdapter":
-            self._drop_iterators(int(position["earlier"]))
+        """The fit was complete: later ones over the same pipeline find it as this one left it."""
+        self._redraw(position)
+        self._put_back(position["now"])
+
+    def _redraw(self, position: dict[str, Any]) -> None:
+        """Draw again what left something behind in that process' memory only."""
+        self._first, self._first_validation = position["first"], position["first_validation"]
+        self._epochs = position["epochs"]
+        count = self._epochs if self._redraws_all else min(self._epochs, 1)
+        if self._first is not None and not self._persistent and count:
+            self._put_back(self._first)
+            for _ in range(count):
+                _drain(iter(self._get_iterator()))
+                if self._keras._num_batches is not None:
+                    iter(self._get_iterator())  # Keras makes one too many where it knows the length
+        if self._first_validation is not None:
+            self._put_back(self._first_validation)
+            _drain(iter(self._validation.dataset))
 
     def _guarantee(self, position: dict[str, Any]) -> str:
-        if self._drawn_by_python:
-            return "position replayed, exact if the data source draws the same again"
-        if randomness.seeded():
-            return "exact" if self.adapter == "ArrayDataAdapter" else "exact if the pipeline yields the same again"
-        if position["batch"] and "state" not in position:
-            return "state exact, this epoch's order drawn anew (the script sets no seed)"
-        return "exactly once, later epochs in a new order (the script sets no seed)"
-
-    def _drop_iterators(self, count: int) -> None:
-        for _ in range(count):
-            iter(self._get_iterator())
-            self._made += 1
+        train, inside = self._train, bool(position["batch"])
+        if position["approximate"]:
+            return "approximate: the state is exact, the rest of this epoch is drawn in a new order"
+        if self._items is not None:
+            if not self._items.indexed:
+                return "exact, unless the parallel workers draw random numbers" + (", position replayed" * inside)
+            return "exact"
+        if self.adapter not in (*_ARRAYS, "TFDatasetAdapter") or train.python:
+            return "exact if the script's own code yields the same again, position replayed"
+        if not train.seeded:
+            return _UNORDERED
+        if train.races:
+            return "exactly once (random operations in a parallel map draw in no fixed order)"
+        return "exact" if "state" in position or not inside else "exact, position replayed"
 
     def _enumerate_from_here(self) -> Iterator[Any]:
-        plan, self._plan = self._plan, None
+        plan = self._plan
         if plan is None:
             return iter(self._enumerate())
         return self._resumed(plan)
 
     def _resumed(self, plan: dict[str, Any]) -> Iterator[Any]:
-        """Keras' own enumeration, its first batches dropped."""
+        """Keras' own enumeration, its first batches passed over."""
         batch, stride = int(plan["batch"]), self.steps_per_execution
-        if self._persistent and plan["seen"]:
-            self._seek_persistent(plan)
-        elif plan.get("randomness"):
-            randomness.put_back(plan["randomness"])
-        restored = False
+        place = int(plan["seen"]) if self._persistent else batch
+        if self._items is not None and plan.get("item") is not None:
+            self._items.skip(place, plan["item"])
+        reached = not place
+        if self._persistent and place:
+            keras = self._keras
+            keras._current_iterator = iter(keras._get_iterator())
+            self._go_to(keras._current_iterator, plan, place)
+            # Keras counts the batches of this epoch again while it enumerates those that we pass over.
+            keras._steps_seen = place - -(-batch // stride) * stride
+            reached = True
         for begin, end, iterator in self._enumerate():
             if begin < batch:
-                if self._persistent and plan["seen"]:
-                    continue  # it was moved there already
-                if "state" in plan:
-                    restored = restored or _deserialize(iterator, plan["state"])
-                else:
-                    _draw(iterator, min(stride, batch - begin))
                 continue
+            if not reached:
+                self._go_to(iterator, plan, place)
+                reached = True
             if self._after_skip is not None:
+                self._shuffles.put_back(plan["now"]["shuffles"])
                 after_skip, self._after_skip = self._after_skip, None
                 after_skip()
             yield begin, end, iterator
 
-    def _seek_persistent(self, plan: dict[str, Any]) -> None:
-        """Move an iterator that serves several epochs to where it stood."""
-        keras = self._keras
-        keras._current_iterator = iter(keras._get_iterator())
+    def _go_to(self, iterator: Any, plan: dict[str, Any], place: int) -> None:
+        """Move a new iterator behind its first `place` batches."""
         if "state" in plan:
-            _deserialize(keras._current_iterator, plan["state"])
-        else:
-            _draw(keras._current_iterator, int(plan["seen"]))
-        # Keras counts the batches of this epoch again while it enumerates the ones we pass over.
-        keras._steps_seen = int(plan["seen"]) - _passed(plan, self.steps_per_execution)
+            try:
+                deserialize(iterator, plan["state"])
+            except Exception as error:
+                self._refuse(f"the data is not what it was when the checkpoint was made: {error}")
+        elif not plan["approximate"]:
+            for drawn in range(place):
+                if next(iterator, None) is None:
+                    self._refuse(f"the data ends after {drawn} batches, the checkpoint was made behind {place}")
 
 
-def _passed(plan: dict[str, Any], stride: int) -> int:
-    return -(-int(plan["batch"]) // stride) * stride
-
-
-class Validation:
-    """The iterators of a fit's validation data: a shuffled pipeline takes other seeds for each of them."""
-
-    def __init__(self) -> None:
-        self._watched: Any = None
-        self._owed = 0
-        self.made = 0
-
-    def resume(self, made: int) -> None:
-        """The run has made that many before this attempt."""
-        self._owed = made
-
-    def begin(self, iterator: Any) -> None:
-        """A validation begins; `iterator` is Keras' EpochIterator over its data, or None."""
-        if iterator is None or iterator is self._watched:
-            return
-        self._watched = iterator
-        get_iterator = iterator._get_iterator
-        iterator._get_iterator = lambda: _Watched(get_iterator(), self._on_made)
-        if type(iterator.data_adapter).__name__ == "TFDatasetAdapter":
-            for _ in range(self._owed):
-                iter(get_iterator())
-        self.made += self._owed
-        self._owed = 0
-
-    def _on_made(self, iterator: Any) -> None:
-        self.made += 1
+def _earlier(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    counts = zip(one["shuffles"], other["shuffles"], strict=True)
+    return {**one, "shuffles": [None if None in pair else min(pair) for pair in counts]}
 
 
 class _Watched:
-    """An iterable that tells when it is iterated over."""
+    """An iterable that tells before and after it is iterated over."""
 
-    def __init__(self, iterable: Any, on_made: Callable[[Any], None]) -> None:
+    def __init__(self, iterable: Any, before: Callable[[], None], after: Callable[[Any], None]) -> None:
         self._iterable = iterable
-        self._on_made = on_made
+        self._before = before
+        self._after = after
 
     def __iter__(self) -> Any:
+        self._before()
         iterator = iter(self._iterable)
-        self._on_made(iterator)
+        self._after(iterator)
         return iterator
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._iterable, name)
 
 
-def _draw(iterator: Any, count: int) -> None:
-    for _ in range(count):
-        try:
-            next(iterator)
-        except StopIteration:
-            return
-
-
-def _serialize(iterator: Any) -> list[Any] | None:
-    """A tf.data iterator as byte arrays, None if it cannot be (a python function in it) or is too large."""
-    import numpy as np
-
-    try:
-        import tensorflow as tf
-
-        pieces = tf.raw_ops.SerializeIterator(resource_handle=iterator._iterator_resource, external_state_policy=1)
-        texts = [tf.io.serialize_tensor(piece).numpy() for piece in pieces]
-    except Exception:
-        return None
-    if sum(map(len, texts)) > STATE_LIMIT:
-        return None
-    lengths = np.array([len(text) for text in texts], np.int64)
-    return [lengths, np.frombuffer(b"".join(texts), np.uint8)]
-
-
-def _deserialize(iterator: Any, state: list[Any]) -> bool:
-    import tensorflow as tf
-
-    lengths, content = state
-    text, pieces, offset = content.tobytes(), [], 0
-    for length in lengths.tolist():
-        pieces.append(tf.io.parse_tensor(text[offset : offset + length], tf.variant))
-        offset += length
-    tf.raw_ops.DeserializeIterator(resource_handle=iterator._iterator_resource, serialized=tf.stack(pieces))
-    return True
+def _drain(iterator: Iterator[Any]) -> None:
+    for _ in iterator:
+        pass

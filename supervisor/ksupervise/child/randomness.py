@@ -1,4 +1,7 @@
-"""The random number generators that a script shares with Keras: python's, numpy's, TensorFlow's."""
+"""The random number generators that a script shares with Keras: python's, numpy's, TensorFlow's.
+
+And where an unseeded script's `default_rng()` gets its entropy from: what it draws after a fit depends on it.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,14 @@ import random
 import sys
 from typing import Any
 
+from ksupervise.child import pin
+
 
 def capture() -> dict[str, Any]:
     """The generators' states, plain data and arrays."""
     import numpy as np
 
-    states: dict[str, Any] = {"python": random.getstate(), "numpy": np.random.get_state()}
+    states: dict[str, Any] = {"python": random.getstate(), "numpy": np.random.get_state(), "entropy": pin.capture()}
     context = _tensorflow_context()
     if context is not None:
         generator = getattr(context, "_rng", None)
@@ -25,6 +30,7 @@ def put_back(states: dict[str, Any]) -> None:
 
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
+    pin.put_back(states.get("entropy"))
     context = _tensorflow_context()
     if context is not None and states.get("tensorflow"):
         seed, generator = states["tensorflow"]

@@ -12,9 +12,10 @@ import os
 import sys
 import time
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from ksupervise import wire
+from ksupervise.child import logs
 from ksupervise.child.fit import Fit
 from ksupervise.child.link import Link
 from ksupervise.child.stager import Stager
@@ -83,8 +84,10 @@ class Session:
         control, one, other, _lock, *self._outputs = link.fds
         self.control = Control(control)
         self.step = self.control.integer("step")
+        self.attempt = int(link.grant["attempt"])
+        logs.earlier = [(int(pid), float(since), float(until)) for pid, since, until in link.grant["earlier"]]
         slots = [Slot(one), Slot(other)]
-        self.stager = Stager(link, slots, int(link.grant["next_seq"]), int(link.grant["attempt"]))
+        self.stager = Stager(link, slots, int(link.grant["next_seq"]), self.attempt)
         self.told: set[str] = set()
         _survive_parent()
         os.register_at_fork(after_in_child=self._drop)
@@ -102,6 +105,8 @@ class Session:
 
     def begin_fit(self, callback_list: Any, caller: FrameType) -> Fit | None:
         """Ask the parent where this fit begins."""
+        if self.fit is not None and self.fit.open:
+            self.fit.abandon()
         epochs = int((callback_list.params or {}).get("epochs") or 1)
         answer = self.link.ask({"op": "fit", "epochs": epochs}, "restore", _RESTORE_WAIT)
         if self.link.orphaned:
@@ -130,11 +135,11 @@ class Session:
         if self.active:
             self.note(f"ksupervise failed inside the script, training goes on: {described(error)}")
 
-    def fail_to_restore(self, error: Exception) -> None:
+    def fail_to_restore(self, error: Exception) -> NoReturn:
         """To train on from a state half put back would be worse than to stop."""
         self.refuse(f"the checkpoint could not be put back: {described(error)}")
 
-    def refuse(self, why: str) -> None:
+    def refuse(self, why: str) -> NoReturn:
         """The checkpoint does not fit: say why and leave, before anything is trained or overwritten."""
         self.link.send({"op": "refused", "why": why})
         self.leave(EXIT_REFUSED)
@@ -147,7 +152,7 @@ class Session:
             self.leave_orphaned()
         self.leave(EXIT_DRAINED)
 
-    def leave(self, code: int) -> None:
+    def leave(self, code: int) -> NoReturn:
         """Flush what the script wrote and be gone. Not one line of the script runs any more."""
         for stream in (sys.stdout, sys.stderr):
             try:

@@ -15,6 +15,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         """Open `path` for appending; a line torn by an earlier death spoils no other. Raises OSError."""
+        self.path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self.failed: OSError | None = None
         size = os.fstat(self._fd).st_size

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ksupervise import wire
 from ksupervise.core.events import Evidence
+from ksupervise.parent import run
 from ksupervise.parent.console import LogFile
 from ksupervise.parent.process import Child
 from ksupervise.parent.stage import live_page
@@ -18,6 +20,7 @@ from ksupervise.parent.trainer import Dialogue, Facts
 from ksupervise.store import RunLayout, write_fault
 
 LIVE = "live"  # the control page's name in the attempt's directory
+_HASHES = "PYTHONHASHSEED"  # the order of sets of strings
 _HIGH_FD = 200  # inherited descriptors go where no script's own numbers are
 
 
@@ -116,7 +119,11 @@ def launch(
 def child_environment(
     environ: Mapping[str, str], *, name: str, run_dir: str, boot: str, address: str, seed: int | None
 ) -> dict[str, str]:
-    """The script's environment with what our hook needs to find its way."""
+    """The script's environment with what our hook needs to find its way, and the seeds of the run.
+
+    Keras is seeded where `--seed` was given, now (`seed`) or when the run began.
+    """
+    record = run.load(Path(run_dir) / "run.json")
     outer = environ.get(wire.ENV_BOOT)
     given = environ.get("PYTHONPATH", "")
     # An empty part of a path that is not empty means the working directory.
@@ -126,9 +133,19 @@ def child_environment(
         wire.ENV_RUN_DIR: run_dir,
         wire.ENV_BOOT: boot,
         wire.ENV_ADDRESS: address,
+        wire.ENV_PIN: str(record.seed),
         "PYTHONPATH": os.pathsep.join([boot, *path]),
     }
+    if seed is None and record.seed_given:
+        seed = record.seed
     if seed is not None:
         ours[wire.ENV_SEED] = str(seed)
+    if environ.get(_HASHES) == _hash_seed(environ.get(wire.ENV_PIN, "")):
+        ours[_HASHES] = _hash_seed(ours[wire.ENV_PIN])  # a run inside a run: it was not the user who set it
     # Unbuffered: what the script printed before it was killed is seen. The user's own choice stands.
-    return {"PYTHONUNBUFFERED": "1", **environ, **ours}
+    return {"PYTHONUNBUFFERED": "1", _HASHES: _hash_seed(ours[wire.ENV_PIN]), **environ, **ours}
+
+
+def _hash_seed(pin: str) -> str:
+    """PYTHONHASHSEED for the run's seed. Never 0, which would switch the randomization off: the script could tell."""
+    return str(1 + zlib.crc32(b"hash" + pin.encode()) % (2**32 - 1))

@@ -37,9 +37,9 @@ class Outlet:
 
 
 def open_outlets(consoles: tuple[int, int] = (1, 2)) -> tuple[Outlet, Outlet]:
-    """The child's stdout and stderr. Both lead through one terminal if both our own do, so that their order stays."""
+    """The child's stdout and stderr; one for both where ours lead to the same place, so that their order stays."""
     out = _outlet(0, consoles[0])
-    if out.terminal is not None and os.isatty(consoles[1]) and os.path.sameopenfile(*consoles):
+    if _same(*consoles):
         return out, out
     try:
         return out, _outlet(1, consoles[1])
@@ -47,6 +47,13 @@ def open_outlets(consoles: tuple[int, int] = (1, 2)) -> tuple[Outlet, Outlet]:
         os.close(out.read)
         os.close(out.write)
         raise
+
+
+def _same(one: int, other: int) -> bool:
+    try:
+        return os.path.sameopenfile(one, other)
+    except OSError:
+        return False  # one of them is closed
 
 
 def read(fd: int, size: int = 65536) -> bytes:

@@ -113,6 +113,7 @@ def _admit(
 ) -> OwnedRun | Admission:
     path = Path(layout.run_json)
     record = _recorded(path, layout)
+    reseeded = record is not None and settings.seed not in (None, record.seed)
     if record is None:
         record = run.new(Path(layout.root).name, command, script)
         _name_siblings(layout, record, say)
@@ -128,6 +129,9 @@ def _admit(
         return admission
     if admission.line:
         say(admission.line)
+    if reseeded:
+        say(f"--seed {settings.seed} is not the seed that run {record.name} had: what the script draws may change")
+    record = run.with_seed(record, settings.seed)
     return _prepare(record, admission, command, script, layout, lock)
 
 

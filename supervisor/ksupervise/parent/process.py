@@ -62,6 +62,19 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
+def _handed_over() -> tuple[int, ...]:
+    """Descriptors that our caller opened for the script: `<(zcat data.csv)`, `3<file`, LISTEN_FDS."""
+    handed = []
+    for name in os.listdir("/dev/fd"):
+        with contextlib.suppress(OSError, ValueError):  # that of the listing itself is closed again
+            if int(name) > 2 and os.get_inheritable(int(name)):
+                handed.append(int(name))
+    return tuple(handed)
+
+
+_HANDED_OVER = _handed_over()  # before anything of ours is opened
+
+
 class Child:
     """One spawned command, leader of its own session and process group.
 
@@ -87,7 +100,7 @@ class Child:
                 stdout=out.write,
                 stderr=err.write,
                 start_new_session=True,
-                pass_fds=tuple(inherit),
+                pass_fds=(*inherit, *_HANDED_OVER),
                 preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509 - one prctl, no lock, no import
             )
         except OSError:
@@ -145,6 +158,8 @@ class Child:
         """Our terminal has a new size: so has the child's."""
         for outlet in self.outlets.values():
             outlet.resize()
+        if any(outlet.terminal is not None for outlet in self.outlets.values()):
+            self.send(signal.SIGWINCH, group=True)  # it is nobody's controlling terminal: the kernel tells no one
 
     def _close_outlets(self) -> None:
         for fd in self.outlets:

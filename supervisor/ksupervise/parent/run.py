@@ -29,7 +29,8 @@ class RunRecord:
         script_digest: sha256 of its text when the latest attempt began.
         state: a `RunState` value; "running" while no verdict was reached.
         exit_code: the verdict's, None before one.
-        seed: the run's own recorded seed.
+        seed: what an unseeded script draws comes from it, at every attempt; `--seed`, or drawn once.
+        seed_given: it is `--seed`'s, and for Keras too.
     """
 
     id: str
@@ -43,12 +44,18 @@ class RunRecord:
     exit_code: int | None = None
     detail: str = ""
     format: int = FORMAT
+    seed_given: bool = False
 
 
 def new(name: str, command: Sequence[str], script: str) -> RunRecord:
     """The record of a run that begins now."""
     seed = int.from_bytes(os.urandom(4), "little")
     return RunRecord(str(uuid.uuid4()), name, tuple(command), script, digest(script), time.time(), seed)
+
+
+def with_seed(record: RunRecord, seed: int | None) -> RunRecord:
+    """The record of a run that was called with `--seed`, None without."""
+    return record if seed is None else replace(record, seed=seed, seed_given=True)
 
 
 def load(path: Path) -> RunRecord:
@@ -82,6 +89,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "created": (int, float),
     **dict.fromkeys(("seed", "format"), int),
     "exit_code": (int, type(None)),
+    "seed_given": bool,
 }
 
 

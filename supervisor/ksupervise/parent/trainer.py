@@ -8,6 +8,7 @@ Messages of the child ("op"):
 | `keras` | it imported Keras | |
 | `claim` | its first fit begins: may it be the trainer? | `claim`, with what it shares |
 | `fit` | a fit begins, asked for so many epochs | `restore`: the mode and the slot that holds the state |
+| `logs` | how far its log files were written when it first began | |
 | `restored` | the state is back, with this guarantee | |
 | `refused` | the state does not fit the model | |
 | `staged` | slot k holds stage n | `free`, when it is committed (or could not be) |
@@ -40,7 +41,7 @@ from ksupervise.core.events import (
     StopKind,
 )
 from ksupervise.core.resume import Mode
-from ksupervise.parent.journal import Journal
+from ksupervise.parent.journal import Journal, read
 from ksupervise.parent.link import Connection, Message
 from ksupervise.parent.persist import Persister, Restored, commit, restore
 from ksupervise.parent.stage import Stage
@@ -151,11 +152,25 @@ class Dialogue:
             "run_dir": desk.run_dir,
             "holder": desk.holder,
             "grace": desk.grace,
+            "earlier": self._earlier_trainers(),
             "next_seq": max(desk.store.next_seq(), self._submitted + 1),
         }
         connection.send(grant, self._shared)
         self._write("claimed", pid=self.trainer_pid, keras=message.get("keras"), backend=message.get("backend"))
         desk.post(Claimed())
+
+    def _earlier_trainers(self) -> list[tuple[int, float, float]]:
+        """Processes that may have written for this run before: pid, and the wall times between which they lived."""
+        lives: dict[int, list[float]] = {}
+        pids: list[tuple[int, int]] = []
+        for record in read(self._desk.journal.path):
+            attempt = int(record.get("attempt") or 0)
+            if not 0 < attempt < self._attempt:
+                continue
+            lives.setdefault(attempt, [record["at"], record["at"]])[1] = record["at"]
+            if record["event"] in ("launched", "claimed"):
+                pids.append((attempt, int(record["pid"])))
+        return [(pid, lives[attempt][0], lives[attempt][1]) for attempt, pid in pids]
 
     def _objection(self, connection: Connection, backend: str) -> str:
         """Why this process cannot be the trainer, "" if it can."""
@@ -197,7 +212,18 @@ class Dialogue:
         if mode is not Mode.SKIP:
             self.facts.fit_open = True
             self._desk.post(FitBegan(fit))
-        connection.send({"op": "restore", "fit": fit, "mode": mode.value, "slot": found.slot, "seq": seq})
+        answer = {"op": "restore", "fit": fit, "mode": mode.value, "slot": found.slot, "seq": seq}
+        if mode is Mode.FRESH:
+            answer["logs"] = self._logs_at_begin_of(fit)
+        connection.send(answer)
+
+    def _logs_at_begin_of(self, fit: int) -> Any:
+        """How far the log files were written when the fit first began, None if it begins for the first time."""
+        records = read(self._desk.journal.path)
+        return next((r["logs"] for r in records if r["event"] == "logs" and r["fit"] == fit), None)
+
+    def _logs(self, connection: Connection, message: Message) -> None:
+        self._write("logs", fit=message["fit"], logs=message["logs"])
 
     def _refuse(self, connection: Connection, fit: int, reason: str) -> None:
         self._desk.post(Refused(reason + REMEDY))
@@ -310,6 +336,7 @@ _HANDLERS: dict[str, Callable[[Dialogue, Connection, Message], None]] = {
     "claim": Dialogue._claim,
     "exit": Dialogue._exit,
     "fit": Dialogue._fit,
+    "logs": Dialogue._logs,
     "abandon": Dialogue._abandon,
     "restored": Dialogue._restored,
     "refused": Dialogue._refused,
