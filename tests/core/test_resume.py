@@ -20,6 +20,7 @@ class Known:
     kind: str = "epoch"
     epochs: int = 10
     stopped: bool = False
+    approximate: bool = False
 
 
 def newest_first(*known: Known) -> list[Known]:
@@ -124,3 +125,57 @@ def test_laws_of_the_plan(entries: list[Known], fit: int, epochs: int) -> None:
     if found.mode is Mode.FRESH:
         since = max((each.seq for each in known if each.fit < fit), default=0)
         assert not [each for each in known if each.fit == fit and each.seq > since]
+
+
+def approximate(seq: int, epoch: int) -> Known:
+    return Known(seq, epoch=epoch, kind="batch", approximate=True)
+
+
+def test_an_epochs_end_is_preferred_to_an_approximate_place_inside_the_next() -> None:
+    known = newest_first(Known(4, epoch=1), approximate(5, 1), approximate(6, 1))
+    found = plan(1, 10, known)
+    assert (found.mode, found.checkpoint, found.passed_over) == (Mode.RESUME, known[2], known[0])
+
+
+def test_an_epoch_that_was_lost_twice_goes_on_inside() -> None:
+    """Attempt 1 made the epoch's end and lost the next; attempt 2 began there and lost it again."""
+    known = newest_first(Known(4, epoch=1), approximate(5, 1), approximate(7, 1))
+    assert plan(1, 10, known, {0: 1, 4: 1}).checkpoint == known[0]
+    assert plan(1, 10, known, {0: 1, 4: 1}).passed_over is None
+    assert plan(1, 10, known, {0: 3}).checkpoint == known[2], "the first epoch's losses are not this one's"
+
+
+def test_a_first_epoch_that_was_lost_twice_goes_on_inside() -> None:
+    known = [approximate(5, 0)]
+    assert plan(1, 10, known, {0: 1}).mode is Mode.FRESH
+    assert plan(1, 10, known, {0: 1}).passed_over == known[0]
+    found = plan(1, 10, known, {0: 2})
+    assert (found.mode, found.checkpoint) == (Mode.RESUME, known[0])
+
+
+def test_once_an_epoch_is_over_the_approximate_places_in_it_count_no_more() -> None:
+    known = newest_first(Known(4, epoch=1), approximate(5, 1), Known(6, epoch=2))
+    assert plan(1, 10, known, {4: 9}).checkpoint == known[0]
+
+
+def test_a_completed_fit_is_skipped_whatever_was_approximate() -> None:
+    known = newest_first(approximate(5, 9), Known(6, epoch=10), Known(7, epoch=10, kind="final"))
+    assert plan(1, 10, known).mode is Mode.SKIP
+
+
+def test_a_run_that_is_always_killed_in_mid_epoch_comes_to_its_end() -> None:
+    """Each attempt manages one checkpoint inside an epoch, or its end if it began inside."""
+    known: list[Known] = []
+    begun: dict[int, int] = {}
+    for seq in range(1, 30):
+        start = plan(1, 3, newest_first(*known), begun).checkpoint
+        came_from = 0 if start is None else start.seq
+        begun[came_from] = begun.get(came_from, 0) + 1
+        epoch = 0 if start is None else start.epoch
+        if start is None or start.kind == "epoch":
+            known.append(approximate(seq, epoch))
+        elif epoch == 2:
+            return
+        else:
+            known.append(Known(seq, epoch=epoch + 1))
+    raise AssertionError("it goes in circles")

@@ -43,6 +43,14 @@ def test_an_open_fit_pins_no_epoch() -> None:
     assert kept_numbers([(1, "epoch"), (1, "batch"), (1, "batch")], 1) == [3]
 
 
+def test_the_newest_that_is_not_approximate_stays() -> None:
+    """It is what the next attempt goes back to."""
+    exact, *later = listed([(1, "epoch"), (1, "batch"), (1, "batch"), (1, "batch")])[::-1]
+    for each in later:
+        each.manifest.extra["approximate"] = True
+    assert [each.manifest.seq for each in to_keep([*later[::-1], exact], 2)] == [4, 3, 1]
+
+
 def test_a_rollback_keeps_the_newest_of_the_newest_fit() -> None:
     assert kept_numbers([(2, "batch"), (2, "batch"), (1, "batch"), (1, "batch")], 1) == [4, 2]
 

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from ksupervise import wire
-from ksupervise.child import callbacks, codec, position, randomness, state
+from ksupervise.child import callbacks, codec, fingerprint, pipeline, position, randomness, state
 from ksupervise.child.sigterm import Sigterm
 from ksupervise.wire import Control
 
@@ -60,6 +60,7 @@ class Fit:
     Attributes:
         open: it began and did not end.
         complete: it was complete before this attempt; it only gets its final state back.
+        listed_in: refers to the CallbackList, and tells when it is gone.
         of_unknown_length: nobody knows how many batches an epoch has before it is over.
     """
 
@@ -84,6 +85,7 @@ class Fit:
         self._stride = self._position.steps_per_execution if self._position else 1
         self._loaded: tuple[dict[str, Any], dict[str, Any]] | None = None
         self._last_logs: Any = None
+        self._draws: bool | None = None
         self._set_initial_epoch = False
         self._epoch = 0
         self._batches = 0  # of the epoch in hand, begun
@@ -95,6 +97,7 @@ class Fit:
         self._validation_seconds = 0.0
         self._sigterm = Sigterm(caller)
         self._staged_step = -1  # run-wide step of the newest state that would be gone back to
+        self.listed_in: object = None
         self.open = False
         self.complete = answer["mode"] == "skip"
         self.of_unknown_length = self._position is not None and self._position.steps is None
@@ -160,13 +163,21 @@ class Fit:
         self._model._initial_epoch = self._epochs if ended else self._epoch
         self._set_initial_epoch = True
         self._model.stop_training = bool(saved["stopped"])
-        self._tell_restored(saved, guarantee)
+        self._tell_restored(saved, self._with_reservations(guarantee, saved))
         if at["kind"] != "batch":
             self._loaded = None  # else it is put back once more, after Keras has begun that epoch again
+
+    def _with_reservations(self, guarantee: str, saved: dict[str, Any]) -> str:
+        """What stands against an "exact" besides the data."""
+        changes = fingerprint.changes(saved["fingerprint"], self.session.fingerprint)
+        if saved["draws"]:
+            guarantee = f"state exact, but random operations inside the compiled train_step begin anew ({guarantee})"
+        return f"state exact, arithmetic differs: {changes} ({guarantee})" if changes else guarantee
 
     def _put_back_everything(self, arrays: dict[str, Any], saved: dict[str, Any]) -> None:
         """All or nothing: what does not fit the model ends the attempt before anything is changed."""
         state.build(self._model, self._iterator, saved["optimizers"])
+        state.make_global_seed_generator(arrays)
         try:
             state.put_back(self._model, _variables_of(arrays))
         except state.Mismatch as mismatch:
@@ -195,7 +206,7 @@ class Fit:
             self._position.end()
         self._model._initial_epoch = self._epochs
         self._model.stop_training = bool(saved["stopped"])
-        self._tell_restored(saved, "exact")
+        self._tell_restored(saved, "exact, nothing is trained again")
 
     @_harmless
     def after_complete(self) -> None:
@@ -452,6 +463,7 @@ class Fit:
             "kind": kind,
         }
         extras: dict[str, Any] = {}
+        data = self._position.capture(batch, inside=kind == "batch") if self._position is not None else None
         saved = {
             "format": 1,
             "position": at,
@@ -459,20 +471,32 @@ class Fit:
             "optimizers": self._inventory.recipe,
             "callbacks": self._roster.capture(extras),
             "randomness": codec.encode(randomness.capture(), extras, "extra/randomness"),
-            "data": codec.encode(self._position.capture(batch, inside=kind == "batch"), extras, "extra/data")
-            if self._position
-            else None,
+            "data": codec.encode(data, extras, "extra/data"),
             "batch_logs": codec.encode(_plain_logs(self._batch_logs), extras, "extra/batch_logs"),
             "logs": codec.encode(_plain_logs(self._last_logs), extras, "extra/logs"),
+            "fingerprint": self.session.fingerprint,
+            "draws": self._step_draws(),
         }
         for skipped in sorted(self._roster.skipped):
             self.session.note(f"not carried over a restart, it is no plain data: {skipped}")
         about = {
             "position": at,
             "origin": origin,
-            "extra": {"epochs": self._epochs, "stopped": saved["stopped"]},
+            "extra": {
+                "epochs": self._epochs,
+                "stopped": saved["stopped"],
+                "approximate": bool(data and data["approximate"]),
+            },
         }
         return {**arrays, **extras}, saved, about
+
+    def _step_draws(self) -> bool:
+        """The compiled train_step draws random numbers by operations whose state nobody can see."""
+        if self._draws is None:
+            graphs = pipeline.graphs(getattr(self._model, "train_function", None))
+            if graphs:  # compiled
+                self._draws = any(map(pipeline.draws, graphs))
+        return bool(self._draws)
 
     def _plan_next(self) -> None:
         """When the next mid-epoch stage is due: as seldom as its cost demands, as often as --every asks."""

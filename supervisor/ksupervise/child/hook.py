@@ -51,7 +51,7 @@ def _train_begin(original: Method, make: Callable[[Fit], tuple[Any, Any]]) -> Me
         first, last = make(fit)
         self.callbacks.insert(0, first)
         self.callbacks.append(last)
-        weakref.finalize(self, _vanished, weakref.ref(fit)).atexit = False
+        fit.listed_in = weakref.ref(self, _when_vanished(weakref.ref(fit)))
         original(self, logs)
 
     return on_train_begin
@@ -79,14 +79,18 @@ def _take_out(callback_list: Any) -> None:
         callback_list.__dict__.pop("_ksupervise_fit", None)
 
 
-def _vanished(reference: weakref.ref[Fit]) -> None:
+def _when_vanished(reference: weakref.ref[Fit]) -> Callable[[object], None]:
     """A call of fit is gone with its CallbackList. If it did not end, an exception ended it."""
-    fit = reference()
-    try:
-        if fit is not None and fit.open and sys._getframe(1) is not None:
-            fit.abandon()
-    except Exception:
-        pass  # no frame below ours: the interpreter ends, and not one line of the script will run any more
+
+    def vanished(_: object) -> None:
+        fit = reference()
+        try:
+            if fit is not None and fit.open and sys._getframe(1) is not None:
+                fit.abandon()
+        except Exception:
+            pass  # no frame below ours: the interpreter ends, and not one line of the script will run any more
+
+    return vanished
 
 
 def _callback_classes(base: Any) -> Callable[[Fit], tuple[Any, Any]]:

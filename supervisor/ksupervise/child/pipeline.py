@@ -172,6 +172,22 @@ def _operations(graph: Any) -> list[tuple[str, bool]]:
     return [(node.op, _operation_has_seed(node)) for node in nodes]
 
 
+def graphs(function: Any, depth: int = 4) -> list[Any]:
+    """What `function` was compiled to; of a plain python function, what those that it holds on to were."""
+    if hasattr(function, "_concrete_variable_creation_fn"):
+        cache = getattr(function, "_function_cache", None)
+        concrete = [function._concrete_variable_creation_fn, *getattr(cache, "_primary", {}).values()]
+        return [each.graph for each in concrete if hasattr(each, "graph")]
+    cells = (getattr(function, "__closure__", None) or ()) if depth else ()
+    contents = (cell.cell_contents for cell in cells)
+    return [graph for held in contents if callable(held) for graph in graphs(held, depth - 1)]
+
+
+def draws(graph: Any) -> bool:
+    """A graph holds random operations with a state of their own."""
+    return any(_is_stateful(name) for name, _ in _operations(graph))
+
+
 def _operation_has_seed(node: Any) -> bool:
     if node.op.startswith("ShuffleDataset"):
         return randomness.seeded()  # its seeds are inputs, whose values the graph does not show

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from ksupervise import wire
-from ksupervise.child import logs
+from ksupervise.child import fingerprint, logs
 from ksupervise.child.fit import Fit
 from ksupervise.child.link import Link
 from ksupervise.child.stager import Stager
@@ -89,6 +89,7 @@ class Session:
         slots = [Slot(one), Slot(other)]
         self.stager = Stager(link, slots, int(link.grant["next_seq"]), self.attempt)
         self.told: set[str] = set()
+        self.fingerprint = fingerprint.take()
         _survive_parent()
         os.register_at_fork(after_in_child=self._drop)
         link.listen(self._orphaned)

@@ -15,6 +15,10 @@ class Mismatch(Exception):
     """The checkpoint and the model do not have the same variables; nothing was put back."""
 
 
+# Keras numbers its seed generators as they come; of this one there is one.
+_GLOBAL_SEED = "random/global_seed_generator"
+
+
 @dataclass(frozen=True)
 class Named:
     """One variable under its name in the checkpoint."""
@@ -43,10 +47,26 @@ def variables(model: Any) -> list[Named]:
         if id(variable) in seen or "string" in str(variable.dtype):
             continue
         seen.add(id(variable))
-        name = f"{role}/{_path(variable, role)}"
+        name = _GLOBAL_SEED if role == "random" else f"{role}/{_path(variable, role)}"
         names[name] = names.get(name, 0) + 1
-        found.append(Named(name if names[name] == 1 else f"{name}#{names[name]}", variable))
+        name = name if names[name] == 1 else f"{name}#{names[name]}"
+        replicas = _replicas(variable)
+        found += [Named(f"{name}@{number}", replica) for number, replica in enumerate(replicas)]
+        if not replicas:
+            found.append(Named(name, variable))
     return found
+
+
+def _replicas(variable: Any) -> Sequence[Any]:
+    """Under a MirroredStrategy: the parts of a variable that differ between replicas.
+
+    Metrics do, and so do, although they are called mirrored, batch statistics and all else that is not trained.
+    Read as a whole it would be their average, or the first.
+    """
+    inner = getattr(variable, "_value", variable)
+    kinds = {cls.__name__ for cls in type(inner).__mro__}
+    differ = "SyncOnReadVariable" in kinds or ("DistributedVariable" in kinds and not variable.trainable)
+    return list(inner.values) if differ else []
 
 
 def _path(variable: Any, role: str) -> str:
@@ -118,6 +138,14 @@ def _global_seed_generator() -> Any:
     return module.get_global_attribute("global_seed_generator") if module is not None else None
 
 
+def make_global_seed_generator(arrays: Mapping[str, Any]) -> None:
+    """Keras makes it when it is first drawn from: that may have been inside the fit that is resumed."""
+    if _GLOBAL_SEED in arrays and _global_seed_generator() is None:
+        from keras.src.random.seed_generator import global_seed_generator
+
+        global_seed_generator()
+
+
 def read(variable: Any) -> Any:
     """The variable's value as a numpy array; it shares memory with it where the backend allows."""
     value = getattr(variable, "value", variable)
@@ -147,6 +175,7 @@ class Inventory:
         counts = (
             len(model.variables),
             len(model.metrics_variables),
+            _global_seed_generator() is not None,
             *(len(optimizer.variables) for _, optimizer in self._optimizers),
         )
         if counts != self._counts:

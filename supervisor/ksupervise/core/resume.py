@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Generic, Protocol, TypeVar
 
@@ -35,6 +35,10 @@ class Known(Protocol):
     def stopped(self) -> bool:
         """The script's callbacks had ended the fit early."""
 
+    @property
+    def approximate(self) -> bool:
+        """Its place in the data cannot be gone back to: the rest of that epoch would be drawn in a new order."""
+
 
 class Mode(Enum):
     """What a fit does first."""
@@ -44,24 +48,48 @@ class Mode(Enum):
     SKIP = "skip"  # it was complete: put its final state back and return
 
 
+_LOST_BEFORE_APPROXIMATE = 2
+
 K = TypeVar("K", bound=Known)
 
 
 @dataclass(frozen=True)
 class Plan(Generic[K]):
-    """The mode, and the checkpoint it needs. `refusal` says why neither would be right."""
+    """The mode, and the checkpoint it needs. `refusal` says why neither would be right.
+
+    `passed_over`: a newer one that is approximate.
+    """
 
     mode: Mode
     checkpoint: K | None = None
     refusal: str = ""
+    passed_over: K | None = None
 
 
-def plan(fit: int, epochs: int, known: Sequence[K]) -> Plan[K]:
+def plan(fit: int, epochs: int, known: Sequence[K], begun: Mapping[int, int] | None = None) -> Plan[K]:
     """How fit number `fit`, asked for `epochs` epochs, begins. `known` is newest first.
 
     A checkpoint older than the newest of an earlier fit is of no use: that fit was trained further
     since, so everything after it has to be trained again.
+
+    `begun`: how many attempts have begun this fit from which checkpoint (its seq; 0 from nothing). The newest that is
+    not approximate is gone back to, until the same epoch was lost twice: then the newest of all, so that a run that
+    is preempted more often than an epoch takes comes to its end.
     """
+    found = _plan(fit, epochs, [each for each in known if not (each.approximate and each.fit == fit)])
+    since = max((checkpoint.seq for checkpoint in known if checkpoint.fit < fit), default=0)
+    floor = found.checkpoint.seq if found.checkpoint is not None else since
+    newer = next((each for each in known if each.approximate and each.fit == fit and each.seq > floor), None)
+    if newer is None or found.mode is Mode.SKIP or found.refusal:
+        return found
+    lost = (begun or {}).get(0 if found.checkpoint is None else found.checkpoint.seq, 0)
+    lost += found.checkpoint is not None  # the attempt that made it lost that epoch as well
+    return (
+        _within(epochs, newer, Mode.RESUME) if lost >= _LOST_BEFORE_APPROXIMATE else replace(found, passed_over=newer)
+    )
+
+
+def _plan(fit: int, epochs: int, known: Sequence[K]) -> Plan[K]:
     since = max((checkpoint.seq for checkpoint in known if checkpoint.fit < fit), default=0)
     mine = [checkpoint for checkpoint in known if checkpoint.fit == fit and checkpoint.seq > since]
     if not mine:

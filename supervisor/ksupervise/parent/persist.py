@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,6 +63,7 @@ class Candidate:
     kind: str
     epochs: int
     stopped: bool
+    approximate: bool
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,9 @@ def commit(store: CheckpointStore, slot: Slot, about: dict[str, Any], *, holder:
     )
 
 
-def restore(store: CheckpointStore, stage: Stage, fit: int, epochs: int) -> Restored:
+def restore(
+    store: CheckpointStore, stage: Stage, fit: int, epochs: int, begun: Mapping[int, int] | None = None
+) -> Restored:
     """Find the checkpoint that fit number `fit` goes on from and hold it, verified, in a slot.
 
     The newest one that proves valid wins; one that does not is set aside with its reason.
@@ -98,7 +101,7 @@ def restore(store: CheckpointStore, stage: Stage, fit: int, epochs: int) -> Rest
     for path, reason in store.damaged():
         aside.append((store.set_aside(path, reason), reason))
     while True:
-        chosen = plan(fit, epochs, known(store, stage))
+        chosen = plan(fit, epochs, known(store, stage), begun)
         candidate = chosen.checkpoint
         if candidate is None:
             return Restored(chosen, None, tuple(aside))
@@ -136,7 +139,8 @@ def _candidate(
     checkpoint: Checkpoint | None, slot: int | None, seq: int, at: dict[str, Any], extra: dict[str, Any]
 ) -> Candidate:
     epochs, stopped = int(extra.get("epochs", 0)), bool(extra.get("stopped", False))
-    return Candidate(checkpoint, slot, seq, at["fit"], at["epoch"], at["kind"], epochs, stopped)
+    approximate = bool(extra.get("approximate", False))
+    return Candidate(checkpoint, slot, seq, at["fit"], at["epoch"], at["kind"], epochs, stopped, approximate)
 
 
 def hold(store: CheckpointStore, stage: Stage, candidate: Candidate) -> int:

@@ -24,7 +24,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,7 +44,7 @@ from ksupervise.core.events import (
 from ksupervise.core.resume import Mode
 from ksupervise.parent.journal import Journal, read
 from ksupervise.parent.link import Connection, Message
-from ksupervise.parent.persist import Persister, Restored, commit, restore
+from ksupervise.parent.persist import Candidate, Persister, Restored, commit, restore
 from ksupervise.parent.stage import Stage
 from ksupervise.parent.voice import Voice
 from ksupervise.store import Checkpoint, CheckpointStore
@@ -191,9 +192,14 @@ class Dialogue:
         fit, epochs = self._fits, int(message.get("epochs", 1))
         desk = self._desk
         desk.persister.submit(
-            lambda: restore(desk.store, desk.stage, fit, epochs),
+            lambda: restore(desk.store, desk.stage, fit, epochs, self._begun(fit)),
             lambda found, error: self._answer_fit(connection, fit, found, error),
         )
+
+    def _begun(self, fit: int) -> Mapping[int, int]:
+        """How many attempts have begun the fit from which checkpoint; 0 from nothing."""
+        records = (r for r in read(self._desk.journal.path) if r["event"] == "fit_began" and r["fit"] == fit)
+        return Counter(int(record["seq"] or 0) for record in records)
 
     def _answer_fit(self, connection: Connection, fit: int, found: Restored | None, error: Exception | None) -> None:
         if found is None:
@@ -205,6 +211,8 @@ class Dialogue:
         if found.plan.refusal:
             self._refuse(connection, fit, f"fit {fit} cannot go on: {found.plan.refusal}")
             return
+        if found.plan.passed_over is not None:
+            self._pass_over(found.plan.passed_over)
         mode = found.plan.mode
         candidate = found.plan.checkpoint
         seq = candidate.seq if candidate else None
@@ -216,6 +224,13 @@ class Dialogue:
         if mode is Mode.FRESH:
             answer["logs"] = self._logs_at_begin_of(fit)
         connection.send(answer)
+
+    def _pass_over(self, candidate: Candidate) -> None:
+        at = f"epoch {candidate.epoch + 1}"
+        self._desk.voice.say(
+            f"the order of the data inside {at} cannot be gone back to: its begin is; lost once more, it will go on "
+            "inside, in a new order"
+        )
 
     def _logs_at_begin_of(self, fit: int) -> Any:
         """How far the log files were written when the fit first began, None if it begins for the first time."""

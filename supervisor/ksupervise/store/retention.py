@@ -15,7 +15,7 @@ def to_keep(checkpoints: Sequence[Checkpoint], keep: int) -> list[Checkpoint]:
 
     Pinned are, of every completed fit, the newest final state and the newest end of an epoch (raised
     epochs go on from there: a final state may hold EMA- or best-overwritten weights), and the newest
-    checkpoint of the newest fit.
+    checkpoint of the newest fit; of that also the newest that is not approximate (see `core/resume.py`).
 
     Args:
         checkpoints: all valid ones, newest first.
@@ -39,5 +39,7 @@ def _pinned(checkpoints: Sequence[Checkpoint]) -> set[int]:
     pinned = {number for (fit, kind), number in newest.items() if fit in completed and kind != "batch"}
     if positions:
         last_fit = max(position.fit for position in positions)
-        pinned.add(next(number for number, each in enumerate(positions) if each.fit == last_fit))
+        of_it = [number for number, each in enumerate(positions) if each.fit == last_fit]
+        exact = (number for number in of_it if not checkpoints[number].manifest.extra.get("approximate"))
+        pinned |= {of_it[0], next(exact, of_it[0])}
     return pinned
