@@ -126,7 +126,7 @@ class Slot:
 
     The header is written in an order that makes a torn slot recognizable: `WRITING` before the
     first byte of the content, `COMPLETE` after the last. Content is whatever `files` names:
-    ``{"state.safetensors": (offset, size), "state.json": (offset, size)}``.
+    ``{"state.safetensors": (offset, size), "rest.safetensors": (offset, size), "state.json": (offset, size)}``.
     """
 
     WRITING, COMPLETE = 1, 2  # 0 is memory that was never written

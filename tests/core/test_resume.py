@@ -21,6 +21,7 @@ class Known:
     epochs: int = 10
     stopped: bool = False
     approximate: bool = False
+    thin: bool = False
 
 
 def newest_first(*known: Known) -> list[Known]:
@@ -125,6 +126,12 @@ def test_laws_of_the_plan(entries: list[Known], fit: int, epochs: int) -> None:
     if found.mode is Mode.FRESH:
         since = max((each.seq for each in known if each.fit < fit), default=0)
         assert not [each for each in known if each.fit == fit and each.seq > since]
+
+
+def test_a_thinned_fit_is_skipped_and_cannot_be_trained_further() -> None:
+    final = Known(7, epoch=10, kind="final", thin=True)
+    assert plan(1, 10, [final]).mode is Mode.SKIP
+    assert "weights were not kept" in plan(1, 12, [final]).refusal
 
 
 def approximate(seq: int, epoch: int) -> Known:

@@ -5,13 +5,24 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from typing import cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from ksupervise.store import Checkpoint, CheckpointStore, Kind, Manifest, RunLayout, to_keep
+from ksupervise.store import (
+    CHUNK,
+    Checkpoint,
+    CheckpointStore,
+    FileRecord,
+    Kind,
+    Manifest,
+    RunLayout,
+    to_keep,
+    to_thin,
+)
 
 from .helpers import KINDS, RUN, assert_whole, at, put
 
@@ -49,6 +60,59 @@ def test_the_newest_that_is_not_approximate_stays() -> None:
     for each in later:
         each.manifest.extra["approximate"] = True
     assert [each.manifest.seq for each in to_keep([*later[::-1], exact], 2)] == [4, 3, 1]
+
+
+def completed(fits: int, *, models: int, size: int = 100) -> list[Checkpoint]:
+    """An epoch's end and the final state of so many fits, newest first; the models take turns."""
+    made = []
+    for seq in range(1, 2 * fits + 1):
+        fit, kind = (seq + 1) // 2, "final" if seq % 2 == 0 else "epoch"
+        record = FileRecord("state.safetensors", size, CHUNK, (0,))
+        extra = {"model": (fit - 1) % models + 1}
+        manifest = Manifest(RUN, seq, 1, "h", at(seq, cast(Kind, kind), fit), "interval", 0.0, (record,), extra)
+        made.append(Checkpoint(str(seq), manifest))
+    return made[::-1]
+
+
+def test_of_many_completed_fits_the_older_ones_are_thinned() -> None:
+    """Below the cap everything stays; above it the last state of each model does, and every final of some kind."""
+    fits = completed(10, models=2)
+    assert len(to_keep(fits, 1)) == 20
+    assert to_thin(fits, 1) == []
+    kept = to_keep(fits, 1, cap=500)
+    finals = [each.manifest.position.fit for each in kept if each.manifest.position.kind == "final"]
+    assert finals == list(range(10, 0, -1))
+    assert [each.manifest.position.fit for each in kept if each.manifest.position.kind == "epoch"] == [10, 9]
+    assert [each.manifest.position.fit for each in to_thin(kept, 1, cap=500)] == [1, 2, 3, 4, 5]
+    assert [each.manifest.position.fit for each in to_thin(kept, 1, cap=0)] == list(range(1, 9)), (
+        "9 and 10 are the last"
+    )
+
+
+def test_models_of_their_own_are_never_thinned() -> None:
+    assert to_thin(completed(10, models=10), 1, cap=0) == []
+
+
+def test_thinning_leaves_a_valid_checkpoint(store: CheckpointStore) -> None:
+    checkpoint = put(store, 1, at(1, "final"))
+    thinner = store.thin(checkpoint, "state.safetensors")
+    assert [each.manifest for each in store.checkpoints()] == [thinner.manifest]
+    assert store.damaged() == []
+    store.verify(thinner)
+    assert thinner.manifest.extra["thin"] is True
+    assert not os.path.exists(os.path.join(checkpoint.path, "state.safetensors"))
+    assert to_thin([thinner], 0, cap=0) == []
+
+
+def test_what_a_killed_thinning_left_is_swept(store: CheckpointStore) -> None:
+    checkpoint = put(store, 1, at(1, "final"))
+    thinner = store.thin(checkpoint, "state.safetensors")
+    for name in ("state.safetensors", ".MANIFEST.json.tmp.1.aa"):
+        with open(os.path.join(checkpoint.path, name), "wb") as stream:
+            stream.write(b"left")
+    assert store.checkpoints() == [thinner], "it is valid all the while"
+    assert len(store.sweep()) == 2
+    assert sorted(os.listdir(checkpoint.path)) == ["MANIFEST.json", "extra.json"]
 
 
 def test_a_rollback_keeps_the_newest_of_the_newest_fit() -> None:

@@ -76,6 +76,7 @@ class Fit:
         self.session = session
         self._model = callback_list.model
         self._ordinal = ordinal
+        self._first_fit_of_model = session.ordinal_of(self._model, ordinal)
         self._epochs = epochs
         self._answer = answer
         self._iterator = caller.f_locals.get("epoch_iterator")
@@ -182,6 +183,9 @@ class Fit:
             state.put_back(self._model, _variables_of(arrays))
         except state.Mismatch as mismatch:
             self.session.refuse(str(mismatch))  # never returns
+        self._put_back_rest(arrays, saved)
+
+    def _put_back_rest(self, arrays: dict[str, Any], saved: dict[str, Any]) -> None:
         self._roster.put_back(saved["callbacks"], arrays)
         randomness.put_back(codec.decode(saved["randomness"], arrays))
 
@@ -196,7 +200,11 @@ class Fit:
         """A completed fit: its final state comes back, the script's callbacks are not called."""
         arrays, saved = self.session.stager.read(int(self._answer["slot"]))
         self._roster.discard_logs()
-        self._put_back_everything(arrays, saved)
+        variables = _variables_of(arrays)
+        if variables:
+            self._put_back_everything(arrays, saved)
+        else:  # a later fit has trained this model further: what it left comes back there
+            self._put_back_rest(arrays, saved)
         self.session.stager.hold(int(self._answer["slot"]))
         self.session.step = int(saved["position"]["step"])
         self.session.control["step"] = self.session.step
@@ -206,7 +214,7 @@ class Fit:
             self._position.end()
         self._model._initial_epoch = self._epochs
         self._model.stop_training = bool(saved["stopped"])
-        self._tell_restored(saved, "exact, nothing is trained again")
+        self._tell_restored(saved, "nothing is trained again" + ("" if variables else ", its weights were not kept"))
 
     @_harmless
     def after_complete(self) -> None:
@@ -486,6 +494,7 @@ class Fit:
                 "epochs": self._epochs,
                 "stopped": saved["stopped"],
                 "approximate": bool(data and data["approximate"]),
+                "model": self._first_fit_of_model,
             },
         }
         return {**arrays, **extras}, saved, about

@@ -62,35 +62,22 @@ class Pipeline:
         self.seeded = _deterministic(dataset)
         self._files: list[str] = []
         if dataset is not None:
-            self._visit(dataset, FoundShuffle(dataset, at_once=True, quiet=True))
+            self.shuffles = list(shuffles_of(dataset))
+            self._visit(dataset)
 
-    def _visit(self, node: Any, way: FoundShuffle) -> bool:
-        """Look at `node` and all that it reads; `way`: how a shuffle here is begun to be read.
-
-        True if anything random is among that.
-        """
-        kind = type(node).__name__
+    def _visit(self, node: Any) -> bool:
+        """Look at `node` and all that it reads. True if anything random is among that."""
         random = self._look_at_functions(node)
-        if kind in ("_ShuffleDataset", "_RandomDataset", "_GlobalShuffleDataset"):
+        if type(node).__name__ in ("_ShuffleDataset", "_RandomDataset", "_GlobalShuffleDataset"):
             random = True
-            self._look_at_shuffle(node, way)
-        repeats, joins = kind == "_RepeatDataset", kind == "_ConcatenateDataset"
-        for number, source in enumerate(inputs(node)):
-            amid = repeats or (joins and number > 0)
-            at_once = way.at_once and not amid and kind != "_ShuffleDataset"
-            further = FoundShuffle(source, at_once=at_once, quiet=way.quiet and not amid)
-            random = self._visit(source, further) or random
-        if kind == "CacheDataset":
+            self.seeded = self.seeded and _has_seed(node)
+            if type(node).__name__ != "_ShuffleDataset":
+                self.hidden = self.hidden or bool(getattr(node, "_rerandomize", True))
+        for source in inputs(node):
+            random = self._visit(source) or random
+        if type(node).__name__ == "CacheDataset":
             self._look_at_cache(node, random)
         return random
-
-    def _look_at_shuffle(self, node: Any, way: FoundShuffle) -> None:
-        has_seed = any(_integer(getattr(node, name, 0)) for name in ("_seed", "_seed2"))
-        self.seeded = self.seeded and has_seed
-        if type(node).__name__ != "_ShuffleDataset":
-            self.hidden = self.hidden or bool(getattr(node, "_rerandomize", True))
-        elif has_seed and getattr(node, "_reshuffle_each_iteration", True) is not False:
-            self.shuffles.append(way)
 
     def _look_at_functions(self, node: Any) -> bool:
         random = False
@@ -153,6 +140,21 @@ def dataset_of(source: Any) -> Any:
     adapter = getattr(source, "data_adapter", None)
     dataset = getattr(adapter, "_dataset", None) or getattr(source, "_distributed_dataset", None) or source
     return dataset if hasattr(dataset, "_variant_tensor") and hasattr(dataset, "_inputs") else None
+
+
+def shuffles_of(dataset: Any, *, at_once: bool = True, quiet: bool = True) -> Iterator[FoundShuffle]:
+    """The seeded, reshuffling shuffles that `dataset` reads, downstream first. One may be there on several ways."""
+    kind = type(dataset).__name__
+    shuffles = kind == "_ShuffleDataset"
+    if shuffles and _has_seed(dataset) and getattr(dataset, "_reshuffle_each_iteration", True) is not False:
+        yield FoundShuffle(dataset, at_once=at_once, quiet=quiet)
+    for number, source in enumerate(inputs(dataset)):
+        amid = kind == "_RepeatDataset" or (kind == "_ConcatenateDataset" and number > 0)
+        yield from shuffles_of(source, at_once=at_once and not amid and not shuffles, quiet=quiet and not amid)
+
+
+def _has_seed(node: Any) -> bool:
+    return any(_integer(getattr(node, name, 0)) for name in ("_seed", "_seed2"))
 
 
 def inputs(node: Any) -> list[Any]:

@@ -23,7 +23,7 @@ from ksupervise.child import randomness
 from ksupervise.child.items import Items, remembered_by
 from ksupervise.child.iterators import deserialize, serialize
 from ksupervise.child.pipeline import Pipeline, dataset_of
-from ksupervise.child.shuffles import SEEDS_TAKEN, Shuffles
+from ksupervise.child.shuffles import SEEDS_TAKEN, Shuffles, earlier
 
 _SMALL = 1024 * 1024  # bytes up to which it is preferred to drawing again
 _ARRAYS = ("ArrayDataAdapter",)
@@ -164,6 +164,7 @@ class Position:
             "first": self._first,
             "first_validation": self._first_validation,
             "approximate": False,
+            "failure": self._shuffles.failure,
         }
         drawn = seen if self._persistent else batch
         if (inside or in_hand) and drawn:
@@ -265,6 +266,11 @@ class Position:
 
     def _guarantee(self, position: dict[str, Any]) -> str:
         train, inside = self._train, bool(position["batch"])
+        failure = position["failure"] or self._shuffles.failure
+        if failure:
+            return (
+                f"the state is exact, the order of the data may differ: its shuffles could not be followed ({failure})"
+            )
         if position["approximate"]:
             return "approximate: the state is exact, the rest of this epoch is drawn in a new order"
         if self._items is not None:
@@ -325,8 +331,7 @@ class Position:
 
 
 def _earlier(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    counts = zip(one["shuffles"], other["shuffles"], strict=True)
-    return {**one, "shuffles": [None if None in pair else min(pair) for pair in counts]}
+    return {**one, "shuffles": earlier(one["shuffles"], other["shuffles"])}
 
 
 class _Watched:

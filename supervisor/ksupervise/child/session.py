@@ -11,6 +11,7 @@ import _thread
 import os
 import sys
 import time
+import weakref
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -89,6 +90,7 @@ class Session:
         slots = [Slot(one), Slot(other)]
         self.stager = Stager(link, slots, int(link.grant["next_seq"]), self.attempt)
         self.told: set[str] = set()
+        self._models: list[tuple[weakref.ref[Any], int]] = []
         self.fingerprint = fingerprint.take()
         _survive_parent()
         os.register_at_fork(after_in_child=self._drop)
@@ -124,6 +126,15 @@ class Session:
             self.link.send({"op": "abandon"})
             raise
         return self.fit
+
+    def ordinal_of(self, model: Any, fit: int) -> int:
+        """The first fit of this model; the same in every attempt, which an identity of the object is not."""
+        self._models = [(reference, first) for reference, first in self._models if reference() is not None]
+        for reference, first in self._models:
+            if reference() is model:
+                return first
+        self._models.append((weakref.ref(model), fit))
+        return fit
 
     def note(self, text: str) -> None:
         """Tell the user something, once, through the parent."""

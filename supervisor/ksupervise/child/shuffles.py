@@ -16,63 +16,111 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ksupervise.child.disguise import disguise
-from ksupervise.child.pipeline import Pipeline, inputs
+from ksupervise.child.pipeline import FoundShuffle, Pipeline, shuffles_of
 
 SEEDS_TAKEN = b"epoch_num_random_samples"  # TensorFlow's name for it
 _SEEDS = 2  # taken at a time
 
 
+Counts = dict[str, int | None]
+
+
 class Shuffles:
-    """The seeded shuffles of some pipelines, each once."""
+    """The seeded shuffles of some pipelines; and those that the script's callbacks read while the fit lasts.
+
+    Each has a key that is the same in every attempt: its seeds, the size of its buffer, and its place among its like.
+
+    Attributes:
+        failure: why they could not be followed, "" if they could. It is no reason to go without checkpoints.
+    """
 
     def __init__(self, pipelines: Sequence[Pipeline]) -> None:
-        self._shuffles: list[Shuffle] = []
-        for found in (found for pipeline in pipelines for found in pipeline.shuffles):
-            same = next((shuffle for shuffle in self._shuffles if shuffle.node is found.node), None)
-            if same is None:
-                self._shuffles.append(Shuffle(found.node, at_once=found.at_once, quiet=found.quiet))
-            else:
-                same.at_once, same.quiet = same.at_once and found.at_once, same.quiet and found.quiet
+        self._shuffles: dict[str, Shuffle] = {}
+        self.failure = ""
+        self._pending: Counts = {}  # of shuffles that nobody has read yet in this attempt
+        for pipeline in pipelines:
+            for found in pipeline.shuffles:
+                self._add(found)
+
+    def _add(self, found: FoundShuffle) -> None:
+        same = next((shuffle for shuffle in self._shuffles.values() if shuffle.node is found.node), None)
+        if same is not None:
+            same.at_once, same.quiet = same.at_once and found.at_once, same.quiet and found.quiet
+            return
+        key = base = ",".join(str(int(getattr(found.node, name))) for name in ("_seed", "_seed2", "_buffer_size"))
+        number = 1
+        while key in self._shuffles:
+            number += 1
+            key = f"{base}#{number}"
+        shuffle = self._shuffles[key] = Shuffle(found.node, at_once=found.at_once, quiet=found.quiet)
+        count = self._pending.pop(key, None)
+        if count is not None:
+            self._put_back(shuffle, count)
 
     def watch(self) -> None:
         """Begin to count the iterators that are made."""
-        for shuffle in self._shuffles:
-            if shuffle.at_once:
-                shuffle.counted = 0
-        if self._shuffles:
-            _watch_iterators()
-            _watching.append(self)
+        _watch_iterators()
+        _watching.append(self)
 
     def leave(self) -> None:
         """Count no longer."""
         if self in _watching:
             _watching.remove(self)
 
-    def made(self, dataset: Any) -> None:
-        """An iterator over `dataset` was made."""
-        for shuffle in self._shuffles:
-            if shuffle.counted is not None and _takes_at_once(dataset, shuffle.node):
+    def making(self, dataset: Any) -> None:
+        """An iterator over `dataset` is about to be made."""
+        found = list(shuffles_of(dataset))
+        if any(all(each.node is not shuffle.node for shuffle in self._shuffles.values()) for each in found):
+            with _Unwatched():
+                for each in found:
+                    self._add(each)
+        for shuffle in self._shuffles.values():
+            if shuffle.at_once and any(each.node is shuffle.node and each.at_once for each in found):
                 shuffle.counted += 1
 
-    def read(self, *, amid: bool = False) -> list[int | None]:
+    def read(self, *, amid: bool = False) -> Counts:
         """The count of each; None for one that an iterator may be taking seeds from at this moment (`amid`).
 
         Those that are counted begin with the fit, in each attempt: what was taken before it is the same in all.
         """
+        counts: Counts = {}
         with _Unwatched():
-            return [None if amid and not shuffle.quiet else shuffle.count for shuffle in self._shuffles]
+            for key, shuffle in self._shuffles.items():
+                counts[key] = None if amid and not shuffle.quiet else self._count_of(shuffle)
+        return {**self._pending, **counts}
 
-    def put_back(self, counts: Sequence[int | None]) -> None:
+    def _count_of(self, shuffle: Shuffle) -> int | None:
+        try:
+            return shuffle.count
+        except Exception as error:
+            self.failure = f"{error!r}"
+            return None
+
+    def put_back(self, counts: Counts) -> None:
         """Set each to its count; None leaves it as it is."""
-        if len(counts) != len(self._shuffles):
-            raise ValueError(f"the data has {len(self._shuffles)} shuffles, the checkpoint knows {len(counts)}")
         with _Unwatched():
-            for shuffle, count in zip(self._shuffles, counts, strict=True):
-                if count is not None:
-                    shuffle.put_back(count)
+            for key, count in counts.items():
+                if key not in self._shuffles:
+                    self._pending[key] = count
+                elif count is not None:
+                    self._put_back(self._shuffles[key], count)
 
-    def __len__(self) -> int:
-        return len(self._shuffles)
+    def _put_back(self, shuffle: Shuffle, count: int) -> None:
+        try:
+            shuffle.put_back(count)
+        except Exception as error:
+            self.failure = f"{error!r}"
+
+    @property
+    def none(self) -> bool:
+        """There is none."""
+        return not self._shuffles
+
+
+def earlier(one: Counts, other: Counts) -> Counts:
+    """Of each shuffle the lower count; None where one is not known."""
+    counts = {key: (one.get(key), other.get(key)) for key in {**one, **other}}
+    return {key: None if None in pair else min(pair) for key, pair in counts.items()}  # type: ignore[type-var]
 
 
 class Shuffle:
@@ -82,19 +130,19 @@ class Shuffle:
         node: the dataset.
         at_once: it takes its seeds when an iterator over the whole pipeline is made, not when that is drawn from.
         quiet: it takes none while such an iterator is being read.
-        counted: how often it took seeds since the fit began, None for one that has to be looked up.
+        counted: how often it took seeds at once since the fit began.
     """
 
     def __init__(self, node: Any, *, at_once: bool, quiet: bool) -> None:
         self.node = node
         self.at_once = at_once
         self.quiet = quiet
-        self.counted: int | None = None
+        self.counted = 0
 
     @property
     def count(self) -> int:
-        """How often seeds were taken."""
-        return self.read() if self.counted is None else self.counted
+        """How often seeds were taken: since the fit began if they are counted, else since it was made."""
+        return self.counted if self.at_once else self.read()
 
     def read(self) -> int:
         """Look the count up. Leaves the generator as it was."""
@@ -105,10 +153,10 @@ class Shuffle:
 
     def put_back(self, count: int) -> None:
         """Set the generator to where it is after seeds were taken `count` times."""
-        if self.counted == count:
+        if self.at_once and self.counted == count:
             return
         iterator, pieces, at = self._look()
-        if self.counted is None:
+        if not self.at_once:
             self._write(iterator, pieces, at, count)
             return
         before_the_fit = _values(pieces[at])[0] // _SEEDS - 1 - self.counted
@@ -182,19 +230,6 @@ def _with_values(piece: Any, values: Sequence[int]) -> Any:
     return tf.io.parse_tensor(outer.SerializeToString(), tf.variant)
 
 
-def _takes_at_once(dataset: Any, node: Any) -> bool:
-    """To make an iterator over `dataset` takes seeds from the shuffle `node`."""
-    rest = [dataset]
-    while rest:
-        here = rest.pop()
-        if here is node:
-            return True
-        kind = type(here).__name__
-        if kind != "_ShuffleDataset":  # one begins to read its source when it is drawn from
-            rest += inputs(here)[:1] if kind == "_ConcatenateDataset" else inputs(here)
-    return False
-
-
 _watching: list[Shuffles] = []
 _watched: set[type] = set()
 
@@ -223,11 +258,18 @@ def _watch_iterators() -> None:
             cls.__init__ = disguise(_counted(cls.__init__), cls.__init__, getattr(module, "__file__", "") or "")
 
 
+def _tell(dataset: Any) -> None:
+    for shuffles in tuple(_watching):
+        try:
+            shuffles.making(dataset)
+        except Exception as error:
+            shuffles.failure = f"{error!r}"  # TensorFlow is not as we know it
+
+
 def _counted(original: Callable[..., None]) -> Callable[..., None]:
     def __init__(self: Any, dataset: Any = None, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        original(self, dataset, *args, **kwargs)
         if dataset is not None:
-            for shuffles in _watching:
-                shuffles.made(dataset)
+            _tell(dataset)
+        original(self, dataset, *args, **kwargs)
 
     return __init__

@@ -17,7 +17,9 @@ from ksupervise.wire import PAGE, Slot
 
 _COLD = 4.0  # how much dearer memory is at its first use
 
-TENSORS, STATE = "state.safetensors", "state.json"
+# Apart, because of a fit that was completed long ago only the rest is kept, without the variables.
+VARIABLES, REST, STATE = "state.safetensors", "rest.safetensors", "state.json"
+EXTRA = "extra/"  # what the names of the rest's arrays begin with
 
 
 class Stager:
@@ -88,32 +90,42 @@ class Stager:
             self.cost = seconds / _COLD
 
     def _write(self, slot: Slot, arrays: dict[str, Any], state: bytes) -> dict[str, tuple[int, int]]:
-        specs = [tensors.spec(name, array) for name, array in arrays.items()]
+        variables = {name: array for name, array in arrays.items() if not name.startswith(EXTRA)}
+        rest = {name: array for name, array in arrays.items() if name.startswith(EXTRA)}
+        specs = [tensors.spec(name, array) for name, array in variables.items()]
         if self._plan is None or specs != self._specs:
             self._plan, self._specs = tensors.plan(specs), specs
-        plan = self._plan
-        state_at = -(-(PAGE + plan.size) // PAGE) * PAGE
+        plan, rest_plan = self._plan, tensors.plan(tensors.spec(name, array) for name, array in rest.items())
+        rest_at = _page_behind(PAGE + plan.size)
+        state_at = _page_behind(rest_at + rest_plan.size)
         slot.begin()
         slot.reserve(state_at + len(state))
         with slot.view() as view:
-            body = view[PAGE:]
-            body[: len(plan.header)] = plan.header
-            for name, array in arrays.items():
-                tensors.put(body, plan.places[name], array)
-            body.release()
+            _put(view[PAGE:], plan, variables)
+            _put(view[rest_at:], rest_plan, rest)
             view[state_at : state_at + len(state)] = state
-        return {TENSORS: (PAGE, plan.size), STATE: (state_at, len(state))}
+        return {
+            VARIABLES: (PAGE, plan.size),
+            REST: (rest_at, rest_plan.size),
+            STATE: (state_at, len(state)),
+        }
 
     def read(self, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Arrays (views into the slot) and state of a complete slot. Raises ValueError."""
+        """Arrays (views into the slot) and state of a complete slot. Raises ValueError.
+
+        There are no variables among the arrays if only the rest was kept.
+        """
         slot = self._slots[index]
         description = slot.read_description()
         if description is None:
             raise ValueError("the slot holds no whole state")
-        view = slot.view()
-        offset, size = description["files"][TENSORS]
-        arrays = dict(tensors.read(view[offset : offset + size]))
-        offset, size = description["files"][STATE]
+        view, files = slot.view(), description["files"]
+        arrays: dict[str, Any] = {}
+        for name in (VARIABLES, REST):
+            if name in files:
+                offset, size = files[name]
+                arrays.update(tensors.read(view[offset : offset + size]))
+        offset, size = files[STATE]
         return arrays, json.loads(bytes(view[offset : offset + size]))
 
     def newest(self) -> tuple[Slot, dict[str, Any]] | None:
@@ -125,3 +137,14 @@ class Stager:
         """Unmap the slots."""
         for slot in self._slots:
             slot.close()
+
+
+def _page_behind(offset: int) -> int:
+    return -(-offset // PAGE) * PAGE
+
+
+def _put(view: memoryview, plan: tensors.Plan, arrays: dict[str, Any]) -> None:
+    view[: len(plan.header)] = plan.header
+    for name, array in arrays.items():
+        tensors.put(view, plan.places[name], array)
+    view.release()

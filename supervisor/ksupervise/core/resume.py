@@ -36,6 +36,10 @@ class Known(Protocol):
         """The script's callbacks had ended the fit early."""
 
     @property
+    def thin(self) -> bool:
+        """Only the rest of the final state was kept: a later fit has trained the same model further."""
+
+    @property
     def approximate(self) -> bool:
         """Its place in the data cannot be gone back to: the rest of that epoch would be drawn in a new order."""
 
@@ -104,6 +108,9 @@ def _plan(fit: int, epochs: int, known: Sequence[K]) -> Plan[K]:
     # The script asks for more than was trained. The final state may hold averaged or best weights,
     # so training goes on from the last epoch's own end.
     last = next((checkpoint for checkpoint in mine if checkpoint.kind == "epoch"), final)
+    if last.thin:
+        reason = f"it was trained to epoch {final.epochs} and then further by a later fit; its weights were not kept"
+        return Plan(Mode.RESUME, None, reason)
     return _within(epochs, last, Mode.RESUME)
 
 

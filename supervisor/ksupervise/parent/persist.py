@@ -13,7 +13,7 @@ from typing import Any
 
 from ksupervise.core.resume import Plan, plan
 from ksupervise.parent.stage import Stage, content, fill
-from ksupervise.store import Checkpoint, CheckpointStore, DamagedCheckpoint, Position
+from ksupervise.store import Checkpoint, CheckpointStore, DamagedCheckpoint, Position, to_thin
 from ksupervise.wire import Slot
 
 Answer = Callable[[Any, Exception | None], None]
@@ -48,6 +48,9 @@ class Persister:
             self._deliver(lambda a=answer, r=result, e=error: a(r, e))  # type: ignore[misc]
 
 
+VARIABLES = "state.safetensors"  # the file of a checkpoint that holds the model's and the optimizer's
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A checkpoint as `core.resume` looks at it.
@@ -64,6 +67,7 @@ class Candidate:
     epochs: int
     stopped: bool
     approximate: bool
+    thin: bool
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,15 @@ def commit(store: CheckpointStore, slot: Slot, about: dict[str, Any], *, holder:
         origin=about["origin"],
         extra=about.get("extra", {}),
     )
+
+
+def make_room(store: CheckpointStore, keep: int) -> list[Checkpoint]:
+    """Remove what retention does not keep; of completed fits beyond its cap keep no variables. Returns the latter.
+
+    Raises StoreFull, StoreUnwritable and what `CheckpointStore.checkpoints` raises.
+    """
+    store.prune(keep)
+    return [store.thin(checkpoint, VARIABLES) for checkpoint in to_thin(store.checkpoints(), keep)]
 
 
 def restore(
@@ -139,8 +152,8 @@ def _candidate(
     checkpoint: Checkpoint | None, slot: int | None, seq: int, at: dict[str, Any], extra: dict[str, Any]
 ) -> Candidate:
     epochs, stopped = int(extra.get("epochs", 0)), bool(extra.get("stopped", False))
-    approximate = bool(extra.get("approximate", False))
-    return Candidate(checkpoint, slot, seq, at["fit"], at["epoch"], at["kind"], epochs, stopped, approximate)
+    approximate, thin = bool(extra.get("approximate", False)), bool(extra.get("thin", False))
+    return Candidate(checkpoint, slot, seq, at["fit"], at["epoch"], at["kind"], epochs, stopped, approximate, thin)
 
 
 def hold(store: CheckpointStore, stage: Stage, candidate: Candidate) -> int:

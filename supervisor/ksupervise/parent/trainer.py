@@ -44,10 +44,10 @@ from ksupervise.core.events import (
 from ksupervise.core.resume import Mode
 from ksupervise.parent.journal import Journal, read
 from ksupervise.parent.link import Connection, Message
-from ksupervise.parent.persist import Candidate, Persister, Restored, commit, restore
+from ksupervise.parent.persist import Candidate, Persister, Restored, commit, make_room, restore
 from ksupervise.parent.stage import Stage
 from ksupervise.parent.voice import Voice
-from ksupervise.store import Checkpoint, CheckpointStore
+from ksupervise.store import COMPLETED_FITS, Checkpoint, CheckpointStore
 
 
 @dataclass
@@ -301,9 +301,14 @@ class Dialogue:
         self._let_go()
         if checkpoint is not None:
             desk = self._desk
-            desk.persister.submit(lambda: desk.store.prune(desk.keep), self._pruned)
+            desk.persister.submit(lambda: make_room(desk.store, desk.keep), self._made_room)
 
-    def _pruned(self, removed: list[str] | None, error: Exception | None) -> None:
+    def _made_room(self, thinned: list[Checkpoint] | None, error: Exception | None) -> None:
+        for checkpoint in thinned or ():
+            self._write("thinned", seq=checkpoint.manifest.seq, fit=checkpoint.manifest.position.fit)
+            size = f"{COMPLETED_FITS / 1024**3:.0f} GiB"
+            note = f"completed fits take more than {size}: from now on only the last weights of each model are kept"
+            self._desk.voice.once("thinned", note)
         if error is not None:
             note = f"old checkpoints could not be removed: {error}"
             self._desk.voice.once(f"prune-failed {type(error).__name__}", note, urgent=True)

@@ -27,11 +27,12 @@ from ksupervise.store.faults import (
 )
 from ksupervise.store.layout import RunLayout
 from ksupervise.store.lock import Owner, RunLock, owner_is_alive, read_owner
-from ksupervise.store.retention import to_keep
+from ksupervise.store.retention import COMPLETED_FITS, to_keep, to_thin
 from ksupervise.store.store import CheckpointStore, Damage
 
 __all__ = [
     "CHUNK",
+    "COMPLETED_FITS",
     "Buffer",
     "Checkpoint",
     "CheckpointStore",
@@ -58,6 +59,7 @@ __all__ = [
     "sync",
     "sync_dir",
     "to_keep",
+    "to_thin",
     "verify_file",
     "write_fault",
     "write_file",

@@ -205,6 +205,27 @@ class CheckpointStore:
         _leave_reason(f"{target}.reason.txt", reason)
         return target
 
+    def thin(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
+        """Give up one file of a checkpoint; its manifest then says "thin" in `extra`. Returns what is left.
+
+        Killed at any point it is valid, with the file or without: the manifest is replaced first.
+
+        Raises:
+            KeyError: the manifest names no such file.
+            StoreFull, StoreUnwritable: nothing, or not all, was done.
+        """
+        manifest = checkpoint.manifest
+        record = manifest.file(name)
+        rest = tuple(each for each in manifest.files if each is not record)
+        thinner = replace(manifest, files=rest, extra={**manifest.extra, "thin": True})
+        try:
+            replace_file(os.path.join(checkpoint.path, MANIFEST), thinner.encode())
+            os.unlink(os.path.join(checkpoint.path, name))
+            sync_dir(checkpoint.path)
+        except OSError as error:
+            raise write_fault(error, checkpoint.path) from error
+        return Checkpoint(checkpoint.path, thinner)
+
     def prune(self, keep: int) -> list[str]:
         """Remove all but the newest `keep` and the pinned ones (see `retention`); the paths removed.
 
@@ -242,7 +263,9 @@ class CheckpointStore:
             remove_tree(path)
 
     def sweep(self) -> list[str]:
-        """Remove what killed owners left in tmp/, in trash/ and as temporary files; the paths removed.
+        """Remove what killed owners left in tmp/, in trash/, in thinned checkpoints and as temporary files.
+
+        Returns the paths removed.
 
         Only while holding the run's lock and before the first commit: what lies there is then nobody's.
         What cannot be removed now is left for the next sweep.
@@ -251,6 +274,9 @@ class CheckpointStore:
             os.path.join(directory, name)
             for directory in (self.layout.tmp, self.layout.trash)
             for name in _list(directory)
+        ]
+        leftovers += [
+            path for each in self.checkpoints() if each.manifest.extra.get("thin") for path in _unlisted(each)
         ]
         root = str(self.layout.root)
         leftovers += [os.path.join(root, name) for name in _list(root) if _is_temporary(name)]
@@ -281,6 +307,12 @@ class CheckpointStore:
             file = checkpoint.file_path(record.name)
             check_size(file, _lstat(file), record)
         return checkpoint
+
+
+def _unlisted(checkpoint: Checkpoint) -> list[str]:
+    """What lies in its directory and does not belong to it: thinning was interrupted."""
+    known = {MANIFEST, *(record.name for record in checkpoint.manifest.files)}
+    return [os.path.join(checkpoint.path, name) for name in _list(checkpoint.path) if name not in known]
 
 
 def _as_read_back(draft: Manifest) -> Manifest:
