@@ -66,6 +66,7 @@ def become_trainer(request: dict[str, object], passed: list[int]) -> None:
             os.close(fd)
         os.environ.clear()
         os.environ.update(environ)
+        os.chdir(str(request["cwd"]))
         boot = environ.get("KSUPERVISE_BOOT")
         if boot:
             sys.path.insert(0, boot)
@@ -100,7 +101,7 @@ def client(path: str, argv: list[str]) -> None:
     lock = os.environ.get("KSUPERVISE_LOCK_FD")
     if lock:
         fds.append(int(lock))
-    request = json.dumps({"argv": argv, "environ": dict(os.environ)}).encode()
+    request = json.dumps({"argv": argv, "environ": dict(os.environ), "cwd": os.getcwd()}).encode()
     sock.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
     reader = sock.makefile("r")
     pid = int(reader.readline())

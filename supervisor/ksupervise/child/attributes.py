@@ -66,8 +66,9 @@ class Attributes:
         for name, encoded in saved.items():
             value = codec.decode(encoded, arrays)
             existing = vars(self._owner).get(name)
-            if _variables(existing) is not None:
-                for variable, array in zip(_variables(existing) or (), value, strict=True):
+            variables = _variables(existing)
+            if variables is not None:
+                for variable, array in zip(variables, value, strict=True):
                     variable.assign(array)
             elif codec.generator_state(existing) is not None and type(existing) is type(value):
                 state = codec.generator_state(value)
@@ -89,12 +90,11 @@ class Attributes:
         return [(name, value) for name, value in vars(self._owner).items() if name not in self._without]
 
     def _encode(self, name: str, value: Any, arrays: dict[str, Any]) -> Any:
-        variables = _variables(value)
-        if variables is not None:
-            value = [_numpy(variable) for variable in variables]
         try:
-            return codec.encode(value, arrays, f"{self._prefix}/{name}")
-        except codec.NotPlain:
+            variables = _variables(value)
+            plain = value if variables is None else [_numpy(variable) for variable in variables]
+            return codec.encode(plain, arrays, f"{self._prefix}/{name}")
+        except Exception:  # NotPlain; or whatever an object of the script's does when it is looked at
             if not callable(value):  # functions, classes, models: they are what the script made them
                 self.skipped.add(f"{name} ({type(value).__name__})")
             return None
@@ -102,11 +102,16 @@ class Attributes:
 
 def _variables(value: Any) -> list[Any] | None:
     """The variables that `value` is, or (a metric) has; None if it is something else."""
-    if hasattr(value, "assign") and hasattr(value, "shape"):
+    if _has(value, "assign", "shape", "dtype", "trainable"):
         return [value]
-    if hasattr(value, "reset_state") and hasattr(value, "update_state") and hasattr(value, "variables"):
-        return list(value.variables)
-    return None
+    return list(value.variables) if _has(value, "reset_state", "update_state", "variables") else None
+
+
+def _has(value: Any, *names: str) -> bool:
+    try:
+        return all(hasattr(value, name) for name in names)
+    except Exception:
+        return False  # a proxy that is not connected, say
 
 
 def _numpy(variable: Any) -> Any:

@@ -57,7 +57,7 @@ class Roster:
 
     def logs(self) -> dict[str, Any]:
         """How far the log files have been written, in the form that `prepare` takes."""
-        logs = {member.key: {"log": member.log.state()} for member in self._members if member.log is not None}
+        logs = {member.key: {"log": member.log.at_begin()} for member in self._members if member.log is not None}
         return {key: state for key, state in logs.items() if state["log"]}
 
     def capture(self, arrays: dict[str, Any]) -> dict[str, Any]:
@@ -115,6 +115,8 @@ class _Member:
                 state["own"] = codec.encode(own, arrays, f"extra/callbacks/{self.key}/own")
             except codec.NotPlain as error:
                 self.skipped.add(f"{self.key}: {self._methods[0]}() returned what is no plain data: {error}")
+            except Exception as error:
+                self.skipped.add(f"{self.key}: {self._methods[0]}() failed: {error!r}")
         if self._built_in is not None:
             state["attributes"] = self._attributes.capture(arrays, only=self._built_in)
         elif self._methods is None:

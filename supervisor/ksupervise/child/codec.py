@@ -12,10 +12,14 @@ import random
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
+from ksupervise.child import tensors
+
 _DEPTH = 32
+_INT_BITS = 4096  # json refuses to write, and to read, much longer ones
+_FLAT = 1 << 64
 _BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
 
 
@@ -27,11 +31,13 @@ def encode(value: Any, arrays: dict[str, Any], name: str, depth: int = 0) -> Any
     """`value` as JSON; arrays in it are put into `arrays` under `name`/… . Raises NotPlain."""
     if depth > _DEPTH:
         raise NotPlain(f"{name} is nested deeper than {_DEPTH}")
-    if value is None or isinstance(value, (bool, str)) or type(value) is int:
+    if value is None or type(value) in (bool, str) or (type(value) is int and value.bit_length() <= _INT_BITS):
         return value
+    if type(value) is int:
+        return {"$": "int", "v": hex(value)}
     if type(value) is float:
         return value if math.isfinite(value) else {"$": "float", "v": repr(value)}
-    if isinstance(value, bytes):
+    if type(value) is bytes:
         return {"$": "bytes", "v": base64.b64encode(value).decode()}
     if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
         if _is_flat(value):
@@ -49,7 +55,7 @@ def encode(value: Any, arrays: dict[str, Any], name: str, depth: int = 0) -> Any
         return {"$": "dict", "v": pairs}
     if type(value) in _COLLECTIONS:
         return _encode_collection(value, arrays, name, depth)
-    if isinstance(value, PurePath):
+    if type(value) is type(Path()):
         return {"$": "path", "v": str(value)}
     generator = generator_state(value)
     if generator is not None:
@@ -111,19 +117,23 @@ def _new_generator(kind: str, state: Any) -> Any:
 def _is_flat(values: list[Any] | tuple[Any, ...]) -> bool:
     """Only numbers that JSON holds as they are: a generator's state, a metric's history."""
     kinds = set(map(type, values))
-    return kinds <= {int} or (kinds == {float} and all(map(math.isfinite, values)))
+    return (kinds <= {int} and all(-_FLAT < item < _FLAT for item in values)) or (
+        kinds == {float} and all(map(math.isfinite, values))
+    )
 
 
 def _encode_array(value: Any, arrays: dict[str, Any], name: str) -> Any:
     import numpy as np
 
-    if isinstance(value, np.generic) and value.dtype.kind in "biuf":
-        arrays[name] = np.asarray(value)
-        return {"$": "scalar", "v": name}
-    if type(value) is np.ndarray and value.dtype.kind in "biufV" and value.dtype.names is None:
-        arrays[name] = value
-        return {"$": "array", "v": name}
-    raise NotPlain(f"{name} is a {type(value).__name__}")
+    if type(value) is np.str_:
+        return str(value)
+    if type(value) is not np.ndarray and not isinstance(value, np.generic):
+        raise NotPlain(f"{name} is a {type(value).__name__}")
+    if value.dtype.name not in tensors.NAMES:
+        raise NotPlain(f"{name} is an array of {value.dtype}")
+    # The file holds little-endian numbers, whatever the array has (IDX and FITS files: big-endian).
+    arrays[name] = np.asarray(value).astype(value.dtype.newbyteorder("="), copy=False)
+    return {"$": "array" if type(value) is np.ndarray else "scalar", "v": name}
 
 
 def decode(value: Any, arrays: Mapping[str, Any]) -> Any:
@@ -135,6 +145,8 @@ def decode(value: Any, arrays: Mapping[str, Any]) -> Any:
     kind, content = value.get("$"), value.get("v")
     if kind == "float":
         return float(str(content))
+    if kind == "int":
+        return int(str(content), 16)
     if kind == "path":
         return Path(str(content))
     if kind == "bytes":

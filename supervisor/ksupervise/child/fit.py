@@ -23,6 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ksupervise.child.session import Session
 
+_FORMAT = 1  # of state.json
 _FLOOR = 2.0  # seconds between two stages, unless --every asks for more: the parent's commit has its cost too
 _FINAL_WAIT = 600.0  # seconds that a completed fit waits for its final state to be durable
 _LEAVE_MARGIN = 2.0  # seconds before the deadline at which a long validation is left
@@ -113,12 +114,18 @@ class Fit:
     def prepare(self) -> None:
         """Before the script's own on_train_begin: read the state, let log files go on where they were."""
         if self._answer["mode"] == "resume":
-            self._loaded = self.session.stager.read(int(self._answer["slot"]))
+            self._loaded = self._read()
             self._go_back(self._loaded[1]["callbacks"])
         elif self._answer.get("logs") is not None:
             self._go_back(self._answer["logs"])  # an earlier attempt began this fit, and made no checkpoint
         else:
             self.session.link.send({"op": "logs", "fit": self._ordinal, "logs": self._roster.logs()})
+
+    def _read(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        arrays, saved = self.session.stager.read(int(self._answer["slot"]))
+        if saved.get("format") != _FORMAT:
+            self.session.refuse(f"the checkpoint's state is of format {saved.get('format')}, this reads {_FORMAT}")
+        return arrays, saved
 
     def _go_back(self, states: dict[str, Any]) -> None:
         for note in self._roster.prepare(states):
@@ -198,7 +205,7 @@ class Fit:
     @_all_or_nothing
     def put_back(self) -> None:
         """A completed fit: its final state comes back, the script's callbacks are not called."""
-        arrays, saved = self.session.stager.read(int(self._answer["slot"]))
+        arrays, saved = self._read()
         self._roster.discard_logs()
         variables = _variables_of(arrays)
         if variables:
@@ -473,7 +480,7 @@ class Fit:
         extras: dict[str, Any] = {}
         data = self._position.capture(batch, inside=kind == "batch") if self._position is not None else None
         saved = {
-            "format": 1,
+            "format": _FORMAT,
             "position": at,
             "stopped": bool(getattr(model, "stop_training", False)) and kind != "batch",
             "optimizers": self._inventory.recipe,

@@ -6,8 +6,7 @@ from typing import Any
 
 STATE_LIMIT = 64 * 1024 * 1024  # bytes
 
-# Lengths of the pieces (int64), and the pieces one behind the other (uint8).
-State = list[Any]
+State = Any  # a numpy array of uint8
 
 
 def serialize(iterator: Any) -> State | None:
@@ -18,22 +17,15 @@ def serialize(iterator: Any) -> State | None:
         import tensorflow as tf
 
         pieces = tf.raw_ops.SerializeIterator(resource_handle=iterator._iterator_resource, external_state_policy=1)
-        texts = [tf.io.serialize_tensor(piece).numpy() for piece in pieces]
+        text = tf.io.serialize_tensor(pieces).numpy()
     except Exception:
         return None
-    if sum(map(len, texts)) > STATE_LIMIT:
-        return None
-    lengths = np.array([len(text) for text in texts], np.int64)
-    return [lengths, np.frombuffer(b"".join(texts), np.uint8)]
+    return np.frombuffer(text, np.uint8) if len(text) <= STATE_LIMIT else None
 
 
 def deserialize(iterator: Any, state: State) -> None:
     """Put `state` into an iterator over the same pipeline."""
     import tensorflow as tf
 
-    lengths, content = state
-    text, pieces, offset = content.tobytes(), [], 0
-    for length in lengths.tolist():
-        pieces.append(tf.io.parse_tensor(text[offset : offset + length], tf.variant))
-        offset += length
-    tf.raw_ops.DeserializeIterator(resource_handle=iterator._iterator_resource, serialized=tf.stack(pieces))
+    pieces = tf.io.parse_tensor(state.tobytes(), tf.variant)
+    tf.raw_ops.DeserializeIterator(resource_handle=iterator._iterator_resource, serialized=pieces)

@@ -42,6 +42,10 @@ class CsvLog:
         except OSError:
             return {}
 
+    def at_begin(self) -> dict[str, Any]:
+        """Its state before the fit. What it is going to overwrite does not count."""
+        return self.state() if self._append else {}
+
     def go_back(self, state: dict[str, Any]) -> str:
         """Before `on_train_begin`: let it go on behind `state`. Returns what the user should know, or ""."""
         path, size = self._logger.filename, int(state.get("size", 0))
@@ -77,6 +81,10 @@ class EventLog:
         for writer in getattr(self._board, "_writers", {}).values():
             writer.flush()
         return {"files": {**self._ours, **{name: self._size(name) for name in self._written_by_us()}}}
+
+    def at_begin(self) -> dict[str, Any]:
+        """Its state before the fit."""
+        return self.state()
 
     def go_back(self, state: dict[str, Any]) -> str:
         """Before `on_train_begin`: cut off what earlier attempts wrote behind `state`."""

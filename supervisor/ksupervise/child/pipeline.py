@@ -108,6 +108,11 @@ class Pipeline:
             self.frozen = True
 
     @property
+    def places(self) -> int:
+        """In the buffers of all its shuffles: each is a piece of an iterator's state."""
+        return sum(_integer(found.node._buffer_size) for found in self.shuffles)
+
+    @property
     def pure(self) -> bool:
         """An iterator's own state says all about what it will yield."""
         return not (self.draws or self.python or self.variables or self.caches or self.hidden)

@@ -21,11 +21,12 @@ from typing import Any, NoReturn
 
 from ksupervise.child import randomness
 from ksupervise.child.items import Items, remembered_by
-from ksupervise.child.iterators import deserialize, serialize
+from ksupervise.child.iterators import State, deserialize, serialize
 from ksupervise.child.pipeline import Pipeline, dataset_of
 from ksupervise.child.shuffles import SEEDS_TAKEN, Shuffles, earlier
 
 _SMALL = 1024 * 1024  # bytes up to which it is preferred to drawing again
+_PLACES = 10_000  # in shuffle buffers: to serialize more takes longer than to draw some batches again
 _ARRAYS = ("ArrayDataAdapter",)
 _UNORDERED = "exactly once, later epochs in a new order (the script sets no seed)"
 
@@ -178,21 +179,23 @@ class Position:
             return
         if self._keeps_state:
             state = serialize(self._last)
-            small = state is not None and state[1].nbytes <= _SMALL
+            small = state is not None and state.nbytes <= _SMALL
             if state is not None and ((small and self._tells_shuffles(state)) or not self._replays):
                 position["state"] = state
                 return
             self._too_large = not small
         position["approximate"] = not self._replays
 
-    def _tells_shuffles(self, state: list[Any]) -> bool:
+    def _tells_shuffles(self, state: State) -> bool:
         """The seeds of every shuffle are in `state`. Not of one that has been read to its end: it is gone."""
-        told = int(state[1].tobytes().count(SEEDS_TAKEN))
+        told = int(state.tobytes().count(SEEDS_TAKEN))
         return told >= len(self._train.shuffles)
 
     @property
     def _keeps_state(self) -> bool:
         if self._too_large or self.drawn_by_python:
+            return False
+        if self._replays and self._train.places > _PLACES:
             return False
         return self.adapter in _ARRAYS or self._train.pure or not self._train.seeded
 
@@ -273,14 +276,14 @@ class Position:
             )
         if position["approximate"]:
             return "approximate: the state is exact, the rest of this epoch is drawn in a new order"
+        if not train.seeded and self.adapter in (*_ARRAYS, "TFDatasetAdapter"):
+            return _UNORDERED
         if self._items is not None:
             if not self._items.indexed:
                 return "exact, unless the parallel workers draw random numbers" + (", position replayed" * inside)
             return "exact"
         if self.adapter not in (*_ARRAYS, "TFDatasetAdapter") or train.python:
             return "exact if the script's own code yields the same again, position replayed"
-        if not train.seeded:
-            return _UNORDERED
         if train.races:
             return "exactly once (random operations in a parallel map draw in no fixed order)"
         return "exact" if "state" in position or not inside else "exact, position replayed"

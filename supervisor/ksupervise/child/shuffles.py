@@ -75,8 +75,8 @@ class Shuffles:
                 for each in found:
                     self._add(each)
         for shuffle in self._shuffles.values():
-            if shuffle.at_once and any(each.node is shuffle.node and each.at_once for each in found):
-                shuffle.counted += 1
+            if shuffle.at_once:  # once for each way on which it is read: zip((ds, ds))
+                shuffle.counted += sum(each.node is shuffle.node and each.at_once for each in found)
 
     def read(self, *, amid: bool = False) -> Counts:
         """The count of each; None for one that an iterator may be taking seeds from at this moment (`amid`).

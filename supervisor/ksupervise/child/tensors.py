@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 _ALIGNMENT = 4096
-_NAMES = {
+# numpy's name of a dtype → the format's.
+NAMES = {
     "bool": "BOOL",
     "int8": "I8",
     "uint8": "U8",
@@ -30,7 +31,7 @@ _NAMES = {
     "float8_e4m3fn": "F8_E4M3",
     "float8_e5m2": "F8_E5M2",
 }
-_DTYPES = {code: name for name, code in _NAMES.items()}
+_DTYPES = {code: name for name, code in NAMES.items()}
 
 
 class UnknownType(TypeError):
@@ -54,9 +55,9 @@ def plan(specs: Iterable[Spec]) -> Plan:
     entries: dict[str, Any] = {}
     position = 0
     for name, dtype, shape, size in specs:
-        if dtype not in _NAMES:
+        if dtype not in NAMES:
             raise UnknownType(f"{name} has dtype {dtype}")
-        entries[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [position, position + size]}
+        entries[name] = {"dtype": NAMES[dtype], "shape": shape, "data_offsets": [position, position + size]}
         position += size
     text = json.dumps(entries, separators=(",", ":")).encode()
     start = -(-(8 + len(text)) // _ALIGNMENT) * _ALIGNMENT
@@ -80,7 +81,8 @@ def put(view: memoryview, place: tuple[int, int], array: Any) -> None:
     offset, size = place
     if size:
         target = np.frombuffer(view, np.uint8, size, offset)
-        target[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        native = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False))
+        target[:] = native.reshape(-1).view(np.uint8)
 
 
 def read(view: memoryview) -> Mapping[str, Any]:
