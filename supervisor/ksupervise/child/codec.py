@@ -67,10 +67,8 @@ _COLLECTIONS: dict[type, str] = {set: "set", frozenset: "frozenset", deque: "deq
 
 
 def _encode_collection(value: Any, arrays: dict[str, Any], name: str, depth: int) -> Any:
-    items = list(value)
-    if not isinstance(value, deque):
-        items.sort(key=repr)  # the order of a set is the interpreter's affair: the checkpoint's should not be
-    encoded = [encode(item, arrays, f"{name}/{index}", depth + 1) for index, item in enumerate(items)]
+    # A set in the order in which it is iterated over: made anew from that it has, as far as it can, the same.
+    encoded = [encode(item, arrays, f"{name}/{index}", depth + 1) for index, item in enumerate(value)]
     return {"$": _COLLECTIONS[type(value)], "v": [getattr(value, "maxlen", None), encoded]}
 
 

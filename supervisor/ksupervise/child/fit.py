@@ -43,14 +43,20 @@ def _harmless(method: Callable[..., None]) -> Callable[..., None]:
 
 
 def _all_or_nothing(method: Callable[..., None]) -> Callable[..., None]:
-    """A moment in which state is put back: if that fails we leave before anything is trained."""
+    """A moment in which state is put back: if that fails we leave before anything is trained.
+
+    Where there is nothing to put back it is as harmless as the others.
+    """
 
     @functools.wraps(method)
     def guarded(self: Fit, *arguments: Any) -> None:
         try:
             method(self, *arguments)
         except Exception as error:
-            self.session.fail_to_restore(error)
+            if self._answer["mode"] == "fresh":
+                self.session.fail(error)
+            else:
+                self.session.fail_to_restore(error)
 
     return guarded
 
@@ -81,7 +87,7 @@ class Fit:
         self._epochs = epochs
         self._answer = answer
         self._iterator = caller.f_locals.get("epoch_iterator")
-        self._position = self._position_in(caller) if position.is_known(self._iterator) else None
+        self._position = self._position_in(caller)
         self._inventory = state.Inventory(self._model)
         self._roster = callbacks.Roster(list(callback_list.callbacks))
         self._stride = self._position.steps_per_execution if self._position else 1
@@ -104,9 +110,16 @@ class Fit:
         self.complete = answer["mode"] == "skip"
         self.of_unknown_length = self._position is not None and self._position.steps is None
 
-    def _position_in(self, caller: FrameType) -> position.Position:
+    def _position_in(self, caller: FrameType) -> position.Position | None:
+        """None where the source is not as we know it: then only an epoch's end can be gone back to."""
+        if not position.is_known(self._iterator):
+            return None
         given = caller.f_locals.get("validation_data")
-        return position.Position(self._iterator, given[0] if isinstance(given, (tuple, list)) and given else given)
+        try:
+            return position.Position(self._iterator, given[0] if isinstance(given, (tuple, list)) and given else given)
+        except Exception as error:
+            self.session.fail(error)
+            return None
 
     # Beginning
 
@@ -136,8 +149,7 @@ class Fit:
         """After the script's own on_train_begin: put the state back, start to watch."""
         self.open = True
         self._roster.begin()
-        if self._position is not None:
-            self._position.begin(later_attempt=self.session.attempt > 1)
+        self._begin_position()
         session, control = self.session, self.session.control
         if self._loaded is not None:
             self._resume(*self._loaded)
@@ -152,6 +164,16 @@ class Fit:
         self._sigterm.listen()
         self._plan_next()
 
+    def _begin_position(self) -> None:
+        try:
+            if self._position is not None:
+                self._position.begin(later_attempt=self.session.attempt > 1)
+        except Exception as error:
+            if self._loaded is not None:
+                raise
+            self.session.fail(error)
+            self._position = None  # then only an epoch's end can be gone back to
+
     def _resume(self, arrays: dict[str, Any], saved: dict[str, Any]) -> None:
         at = saved["position"]
         self._put_back_everything(arrays, saved)
@@ -160,8 +182,8 @@ class Fit:
         session.stager.hold(int(self._answer["slot"]))
         session.step = int(at["step"])
         self._epoch_step = session.step - int(at["batch"])
-        guarantee = "exact to the epoch (the position in the data is not known)"
-        if self._position is not None:
+        guarantee = "the state is exact, the order of the data is not known"
+        if self._position is not None and saved["data"] is not None:
             data = codec.decode(saved["data"], arrays)
             guarantee = self._position.resume(data, self._at_position, session.refuse)
         ended = saved["stopped"] or self._epoch >= self._epochs

@@ -102,10 +102,15 @@ class Position:
 
     # What decides what comes next
 
-    def _circumstances(self, *, amid: bool = False) -> dict[str, Any]:
-        """All that decides what an iterator that is made now will yield; `amid` while one is being read."""
+    @property
+    def _in_hand(self) -> bool:
+        """An iterator that serves several epochs is being read."""
+        return self._persistent and self._keras._current_iterator is not None
+
+    def _circumstances(self, *, inside: bool = False) -> dict[str, Any]:
+        """All that decides what an iterator that is made now will yield; `inside` an epoch one is being read."""
         return {
-            "shuffles": self._shuffles.read(amid=amid),
+            "shuffles": self._shuffles.read(amid=inside or self._in_hand),
             "variables": [self._train.values(), self._validation.values()],
             "attributes": [attributes.snapshot() for attributes in self._remembered],
             "randomness": randomness.capture(),
@@ -152,23 +157,22 @@ class Position:
         """The position before batch number `batch` of the epoch in hand, or (not `inside`) between two epochs."""
         seen = int(getattr(self._keras, "_steps_seen", 0) or 0)
         seen -= self.steps_per_execution if inside else 0  # Keras counts the batch that is about to be drawn
-        in_hand = self._persistent and self._keras._current_iterator is not None
         position: dict[str, Any] = {
             "adapter": self.adapter,
             "epochs": self._epochs,
             "batch": batch,
             "seen": seen,  # batches drawn from an iterator that serves several epochs
             "num_batches": self._keras._num_batches,
-            "made": self._made if inside or in_hand else None,
+            "made": self._made if inside or self._in_hand else None,
             "before": self._before,
-            "now": self._circumstances(amid=inside or in_hand),
+            "now": self._circumstances(inside=inside),
             "first": self._first,
             "first_validation": self._first_validation,
             "approximate": False,
             "failure": self._shuffles.failure,
         }
         drawn = seen if self._persistent else batch
-        if (inside or in_hand) and drawn:
+        if (inside or self._in_hand) and drawn:
             self._capture_place(position, drawn)
         return position
 
