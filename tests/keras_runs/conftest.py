@@ -121,3 +121,9 @@ def laboratory(tmp_path: Path, zygote: list[str]) -> Laboratory:
 def cold_laboratory(tmp_path: Path) -> Laboratory:
     """The same with a fresh interpreter for each attempt."""
     return Laboratory(tmp_path, [sys.executable])
+
+
+@pytest.fixture(scope="session")
+def plain_built(tmp_path_factory: pytest.TempPathFactory, zygote: list[str]) -> Result:
+    """The case "built", left alone. For tests that compare with nothing else."""
+    return Laboratory(tmp_path_factory.mktemp("built"), zygote).plain("built")

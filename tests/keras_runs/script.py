@@ -1,15 +1,19 @@
 """A training script with many faces: `script.py CASE OUT`. It knows nothing of ksupervise.
 
-`INTERRUPT=where:step` makes it kill itself in its first life, once a checkpoint is there to go back to. It
+`INTERRUPT=where:step` makes it kill itself in its first life (`LIVES=n`: in its first n), once a checkpoint is there to
+go back to (`INSIDE=1`: one inside the epoch in hand). Steps are counted through all lives, with `life:step` in each. It
 leaves OUT.json: a digest of all final weights, the History of each fit, and what it executed.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import keras
@@ -20,7 +24,9 @@ from keras import layers
 CASE, OUT = sys.argv[1], Path(sys.argv[2])
 EPOCHS = int(os.environ.get("EPOCHS", "4"))
 WHERE, _, STEP = os.environ.get("INTERRUPT", "never:0").partition(":")
-FIRST_LIFE = os.environ.get("KSUPERVISE_ATTEMPT", "1") == "1"
+LIFE = int(os.environ.get("KSUPERVISE_ATTEMPT", "1"))
+INTERRUPTED = int(os.environ.get("LIVES", "1")) >= LIFE
+SHRUNK = os.environ.get("SHRINK") if LIFE > 1 else None  # how many samples are left in later lives
 
 
 def count(kind: str) -> None:
@@ -29,15 +35,45 @@ def count(kind: str) -> None:
         stream.write(b".")
 
 
-def die_here(where: str, step: int) -> None:
-    if not FIRST_LIFE or where != WHERE or step < int(STEP):
+def can_be_gone_back_to(run_dir: str, epoch: int) -> bool:
+    """A checkpoint is there; with INSIDE one that was made inside this epoch."""
+    if not os.environ.get("INSIDE"):
+        return any(os.scandir(Path(run_dir, "checkpoints")))
+    with contextlib.suppress(OSError):  # one that is being pruned
+        found = Path(run_dir, "checkpoints").glob("*/MANIFEST.json")
+        positions = [json.loads(path.read_text())["position"] for path in found]
+        return any(position["kind"] == "batch" and position["epoch"] == epoch for position in positions)
+    return False
+
+
+def die_here(where: str, step: int, epoch: int = 0) -> None:
+    if not INTERRUPTED or where != WHERE or step < int(STEP):
         return
     run_dir = os.environ.get("KSUPERVISE_RUN_DIR")
-    if run_dir and any(os.scandir(Path(run_dir, "checkpoints"))):
+    if run_dir and soon(lambda: can_be_gone_back_to(run_dir, epoch)):
+        tear(os.environ.get("TEAR"))
         if os.environ.get("WITH") == "CLIENT":
             kill_the_client(run_dir)
         else:
             os.kill(os.getpid(), getattr(signal, os.environ.get("WITH", "SIGKILL")))
+
+
+@functools.cache
+def first_look() -> float:
+    return time.monotonic()
+
+
+def soon(condition: Callable[[], bool]) -> bool:
+    """It holds, or will in a moment: on a busy machine the training may be over before a checkpoint is written."""
+    while not (holds := condition()) and time.monotonic() < first_look() + 3:
+        os.sched_yield()
+    return holds
+
+
+def tear(folder: str | None) -> None:
+    """`TEAR=FOLDER`: it dies while the files in OUT.FOLDER are being written."""
+    for path in Path(f"{OUT}.{folder}").iterdir() if folder else ():
+        os.truncate(path, path.stat().st_size // 2)
 
 
 def kill_the_client(run_dir: str) -> None:
@@ -59,17 +95,22 @@ def fill_the_disk(step: int) -> None:
         os.unlink(path)
 
 
+TRAINED: list[int] = []  # batches, in this life
+
+
 class Witness(keras.callbacks.Callback):
     def __init__(self) -> None:
         super().__init__()
-        self.steps = 0
+        self.steps = self.epoch = 0
 
     def on_train_batch_begin(self, batch: int, logs: object = None) -> None:
-        die_here("batch", self.steps)
+        die_here("batch", self.steps, self.epoch)
+        die_here("life", len(TRAINED), self.epoch)
         fill_the_disk(self.steps)
 
     def on_train_batch_end(self, batch: int, logs: object = None) -> None:
         self.steps += 1
+        TRAINED.append(batch)
         count("steps")
 
     def on_test_batch_begin(self, batch: int, logs: object = None) -> None:
@@ -79,6 +120,7 @@ class Witness(keras.callbacks.Callback):
         die_here("epoch_end", self.steps)
 
     def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
+        self.epoch = epoch
         die_here("epoch_begin", self.steps)
 
 
@@ -143,6 +185,36 @@ class OwnStep(keras.Model):
         return [self.tracker]
 
 
+class Counting(keras.Model):
+    """Counts for each epoch how often it was trained on which sample: the first column is its number."""
+
+    def __init__(self, samples: int, batches: int) -> None:
+        super().__init__()
+        self.net = unbuilt()
+        self.batches = batches
+        self.seen = tf.Variable(tf.zeros((EPOCHS, samples), tf.int32), trainable=False)
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        return self.net(x[:, 1:], training=training)
+
+    def train_step(self, batch: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
+        numbers = tf.cast(batch[0][:, 0], tf.int64)
+        epoch = tf.fill(tf.shape(numbers), tf.cast(self.optimizer.iterations, tf.int64) // self.batches)
+        self.seen.scatter_nd_add(tf.stack([epoch, numbers], axis=1), tf.ones_like(numbers, tf.int32))
+        return super().train_step(batch)
+
+
+class Noisy(keras.Model):
+    """Draws inside its compiled step, from a state that TensorFlow shows to nobody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = layers.Dense(1, activation="sigmoid")
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return self.dense(x + tf.random.normal(tf.shape(x)))
+
+
 class OwnFit(keras.Model):
     """Overrides fit, as some libraries do."""
 
@@ -202,7 +274,94 @@ def pipeline(x: np.ndarray, y: np.ndarray) -> tf.data.Dataset:
     return noisy.batch(32).prefetch(2)
 
 
+class OwnOrder(keras.utils.PyDataset):
+    """Keeps an order and a generator of its own, and augments with that and with numpy's."""
+
+    def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
+        super().__init__()
+        self.x, self.y = x, y
+        self.order = np.arange(len(x))
+        self.generator = np.random.RandomState(7)
+
+    def __len__(self) -> int:
+        return len(self.x) // 8
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        count(f"loads{LIFE}")
+        rows = self.order[index * 8 : index * 8 + 8]
+        noise = self.generator.normal(size=(8, 12)) + np.random.normal(size=(8, 12))
+        return self.x[rows] + noise.astype("float32"), self.y[rows]
+
+    def on_epoch_end(self) -> None:
+        self.generator.shuffle(self.order)
+
+
+class Odd(keras.callbacks.Callback):
+    """Remembers what cannot be stored."""
+
+    def get_state(self) -> object:
+        return {"own": object()}
+
+    def set_state(self, state: object) -> None:
+        raise AssertionError("nothing was kept")
+
+
+def numbered(x: np.ndarray) -> np.ndarray:
+    """The samples with their numbers as a first column."""
+    return np.concatenate([np.arange(len(x), dtype="float32")[:, None], x], axis=1)
+
+
+def by_python(a: tf.Tensor) -> tf.Tensor:
+    result = tf.py_function(lambda value: value, [a], tf.float32)
+    return tf.ensure_shape(result, (None, 12))
+
+
+def split(x: np.ndarray, y: np.ndarray) -> tuple[tf.data.Dataset, tf.data.Dataset]:
+    """Chained shuffles, the halves of a split that read the same one, a Keras layer that draws."""
+    noise = layers.GaussianNoise(0.1, seed=5)
+    shuffled = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(640, seed=1).shuffle(32, seed=2)
+    training = shuffled.take(480).shuffle(100, seed=3).batch(16).map(lambda a, b: (noise(a, training=True), b))
+    return training, shuffled.skip(480).batch(16)
+
+
+def foreign_event_file() -> Path:
+    """An event file that another process wrote into the same directory, before."""
+    path = Path(f"{OUT}.tensorboard", "train", "events.out.tfevents.1700000000.elsewhere.4.0.v2")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_bytes(b"theirs")
+    return path
+
+
+def logging() -> list[keras.callbacks.Callback]:
+    foreign_event_file()
+    board = keras.callbacks.TensorBoard(f"{OUT}.tensorboard", update_freq=1)
+    return [board, keras.callbacks.CSVLogger(f"{OUT}.csv")]
+
+
+def events(path: Path) -> Iterator[list[object]]:
+    """What a TensorBoard would show of a file. Descriptions of the model are named only."""
+    for event in tf.compat.v1.train.summary_iterator(str(path)):
+        for value in event.summary.value:
+            number = tf.make_ndarray(value.tensor)
+            row = [path.parent.name, value.tag, event.step]
+            yield [*row, float(number)] if number.dtype.kind == "f" and not number.shape else row
+
+
+def logged() -> dict[str, object]:
+    """All that is in the log files."""
+    foreign = foreign_event_file()
+    ours = [path for path in Path(f"{OUT}.tensorboard").rglob("events.*") if path != foreign]
+    rows = sorted(row for path in ours for row in events(path))
+    return {"events": rows, "csv": Path(f"{OUT}.csv").read_text(), "foreign": foreign.read_text()}
+
+
 FITS: list[keras.callbacks.History] = []
+ADDED = {  # to the callbacks of the plain case
+    "odd_callback": lambda: [Odd()],
+    "backup": lambda: [keras.callbacks.BackupAndRestore(f"{OUT}.backup")],
+    "logs": logging,
+}
 
 
 def fit(model: keras.Model, *args: object, **kwargs: object) -> None:
@@ -215,9 +374,11 @@ def fit(model: keras.Model, *args: object, **kwargs: object) -> None:
 
 def train() -> list[keras.Model]:
     x, y = data()
-    if CASE in ("built", "unbuilt", "functional", "unseeded"):
+    if SHRUNK:
+        x, y = x[: int(SHRUNK)], y[: int(SHRUNK)]
+    if CASE in ("built", "unbuilt", "functional", "unseeded", *ADDED):
         model = compiled({"functional": functional, "unbuilt": unbuilt}.get(CASE, built)())
-        fit(model, x, y, validation_data=data(200))
+        fit(model, x, y, validation_data=data(200), callbacks=ADDED.get(CASE, list)())
     elif CASE == "own_step":
         model = compiled(OwnStep(), loss=None, metrics=None)
         fit(model, x, y)
@@ -279,6 +440,28 @@ def train() -> list[keras.Model]:
             models.append(compiled(built()))
             fit(models[-1], x[fold::3], y[fold::3], epochs=2)
         return models
+    elif CASE == "unknown_length":
+        model = compiled(built())
+        fit(model, pipeline(x, y).unbatch().filter(lambda a, b: b >= 0).batch(32))
+    elif CASE == "by_python_unseeded":
+        model = compiled(built())
+        dataset = tf.data.Dataset.from_tensor_slices((x, y)).repeat(2).shuffle(640).batch(8)
+        fit(model, dataset.map(lambda a, b: (by_python(a), b)), epochs=1)
+    elif CASE == "counted_unseeded":
+        model = compiled(Counting(640, 80))
+        fit(model, numbered(x), y, batch_size=8)
+    elif CASE == "counted_tfdata_unseeded":
+        model = compiled(Counting(640, 80))
+        fit(model, tf.data.Dataset.from_tensor_slices((numbered(x), y)).shuffle(200).batch(8).prefetch(2))
+    elif CASE == "own_order":
+        model = compiled(built())
+        fit(model, OwnOrder(x, y))
+    elif CASE == "draws_in_step":
+        model = compiled(Noisy())
+        fit(model, x, y)
+    elif CASE == "split":
+        model, (training, validation) = compiled(built()), split(x, y)
+        fit(model, training, validation_data=validation)
     else:
         raise SystemExit(f"no case {CASE}")
     return [model]
@@ -292,13 +475,13 @@ def digest(models: list[keras.Model]) -> str:
     return total.hexdigest()
 
 
-if CASE != "unseeded":
+if "unseeded" not in CASE:
     keras.utils.set_random_seed(17)
 trained = train()
 die_here("after", 0)
 evaluated = (
     []
-    if CASE in ("gan", "own_step", "own_step_unused_metrics", "folds")
+    if CASE in ("gan", "own_step", "own_step_unused_metrics", "folds") or isinstance(trained[0], Counting)
     else trained[0].evaluate(*data(200), verbose=0)
 )
 result = {
@@ -307,5 +490,9 @@ result = {
     "epochs": [history.epoch for history in FITS],
     "evaluated": evaluated,
 }
+if CASE == "logs":
+    result |= logged()
+if isinstance(trained[0], Counting):
+    result["seen"] = np.unique(trained[0].seen.numpy()).tolist()
 Path(f"{OUT}.json").write_text(json.dumps(result, sort_keys=True))
 print("done", flush=True)

@@ -88,6 +88,7 @@ class _Member:
         self._callback = callback
         self._built_in = _built_in(callback)
         self._methods = _methods(callback)
+        self._name = type(callback).__name__
         self._attributes = Attributes(callback, f"extra/callbacks/{key}", _KERAS_OWN)
 
     def prepare(self, state: dict[str, Any]) -> list[str]:
@@ -114,14 +115,14 @@ class _Member:
                 own = getattr(self._callback, self._methods[0])()
                 state["own"] = codec.encode(own, arrays, f"extra/callbacks/{self.key}/own")
             except codec.NotPlain as error:
-                self.skipped.add(f"{self.key}: {self._methods[0]}() returned what is no plain data: {error}")
+                self.skipped.add(f"{self._name}: {self._methods[0]}() returned what is no plain data: {error}")
             except Exception as error:
-                self.skipped.add(f"{self.key}: {self._methods[0]}() failed: {error!r}")
+                self.skipped.add(f"{self._name}: {self._methods[0]}() failed: {error!r}")
         if self._built_in is not None:
             state["attributes"] = self._attributes.capture(arrays, only=self._built_in)
         elif self._methods is None:
             state["attributes"] = self._attributes.capture(arrays)
-        self.skipped |= {f"{self.key}.{name}" for name in self._attributes.skipped}
+        self.skipped |= {f"{self._name}.{name}" for name in self._attributes.skipped}
         if self.log is not None:
             state["log"] = self.log.state()
         return {name: value for name, value in state.items() if value}

@@ -10,7 +10,7 @@ import base64
 import math
 import random
 import sys
-from collections import deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def encode(value: Any, arrays: dict[str, Any], name: str, depth: int = 0) -> Any
             return list(value) if type(value) is list else {"$": "tuple", "v": list(value)}
         items = [encode(item, arrays, f"{name}/{index}", depth + 1) for index, item in enumerate(value)]
         return items if type(value) is list else {"$": "tuple", "v": items}
-    if type(value) is dict:
+    if type(value) in _MAPPINGS:
         pairs = [
             [
                 encode(key, arrays, f"{name}/key{index}", depth + 1),
@@ -52,7 +52,9 @@ def encode(value: Any, arrays: dict[str, Any], name: str, depth: int = 0) -> Any
             ]
             for index, (key, item) in enumerate(value.items())
         ]
-        return {"$": "dict", "v": pairs}
+        if type(value) is defaultdict:
+            return {"$": "defaultdict", "v": [getattr(value.default_factory, "__name__", ""), pairs]}
+        return {"$": _MAPPINGS[type(value)], "v": pairs}
     if type(value) in _COLLECTIONS:
         return _encode_collection(value, arrays, name, depth)
     if type(value) is type(Path()):
@@ -63,6 +65,9 @@ def encode(value: Any, arrays: dict[str, Any], name: str, depth: int = 0) -> Any
     return _encode_array(value, arrays, name)
 
 
+_MAPPINGS: dict[type, str] = {dict: "dict", OrderedDict: "OrderedDict", Counter: "Counter", defaultdict: "defaultdict"}
+# What makes the missing entries of a defaultdict; another one's (a lambda) is the script's and cannot be written down.
+_FACTORIES = {kind.__name__: kind for kind in (int, float, str, list, dict, set, bool)}
 _COLLECTIONS: dict[type, str] = {set: "set", frozenset: "frozenset", deque: "deque"}
 
 
@@ -151,8 +156,12 @@ def decode(value: Any, arrays: Mapping[str, Any]) -> Any:
         return base64.b64decode(str(content))
     if kind == "tuple":
         return tuple(decode(item, arrays) for item in content or ())
-    if kind == "dict":
-        return {decode(key, arrays): decode(item, arrays) for key, item in content or ()}
+    if kind == "defaultdict":
+        factory, content = content or ("", ())
+        return defaultdict(_FACTORIES.get(str(factory)), _decode_pairs(content, arrays))
+    if kind in ("dict", "OrderedDict", "Counter"):
+        pairs = _decode_pairs(content, arrays)
+        return dict(pairs) if kind == "dict" else OrderedDict(pairs) if kind == "OrderedDict" else Counter(dict(pairs))
     if kind == "array":
         return arrays[str(content)].copy()
     if kind == "scalar":
@@ -164,6 +173,10 @@ def decode(value: Any, arrays: Mapping[str, Any]) -> Any:
         name, state = content or ("", None)
         return _new_generator(str(name), decode(state, arrays))
     raise NotPlain(f"unknown kind of value: {kind!r}")
+
+
+def _decode_pairs(content: Any, arrays: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    return [(decode(key, arrays), decode(item, arrays)) for key, item in content or ()]
 
 
 _MAKERS: dict[str, Callable[[list[Any], int | None], Any]] = {

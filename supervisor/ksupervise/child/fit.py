@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from ksupervise import wire
-from ksupervise.child import callbacks, codec, fingerprint, pipeline, position, randomness, state
+from ksupervise.child import callbacks, codec, fingerprint, layers, pipeline, position, randomness, state
 from ksupervise.child.sigterm import Sigterm
 from ksupervise.wire import Control
 
@@ -89,7 +89,9 @@ class Fit:
         self._iterator = caller.f_locals.get("epoch_iterator")
         self._position = self._position_in(caller)
         self._inventory = state.Inventory(self._model)
+        self._layers = layers.Layers(self._model)
         self._roster = callbacks.Roster(list(callback_list.callbacks))
+        self._untraced = 2  # looks of ours until the step of this attempt has been traced
         self._stride = self._position.steps_per_execution if self._position else 1
         self._loaded: tuple[dict[str, Any], dict[str, Any]] | None = None
         self._last_logs: Any = None
@@ -149,6 +151,7 @@ class Fit:
         """After the script's own on_train_begin: put the state back, start to watch."""
         self.open = True
         self._roster.begin()
+        self._layers.begin()
         self._begin_position()
         session, control = self.session, self.session.control
         if self._loaded is not None:
@@ -200,6 +203,8 @@ class Fit:
     def _with_reservations(self, guarantee: str, saved: dict[str, Any]) -> str:
         """What stands against an "exact" besides the data."""
         changes = fingerprint.changes(saved["fingerprint"], self.session.fingerprint)
+        if saved["skipped"]:
+            guarantee += f"; not carried over: {', '.join(saved['skipped'])}"
         if saved["draws"]:
             guarantee = f"state exact, but random operations inside the compiled train_step begin anew ({guarantee})"
         return f"state exact, arithmetic differs: {changes} ({guarantee})" if changes else guarantee
@@ -212,9 +217,11 @@ class Fit:
             state.put_back(self._model, _variables_of(arrays))
         except state.Mismatch as mismatch:
             self.session.refuse(str(mismatch))  # never returns
+        self._layers.begin()
         self._put_back_rest(arrays, saved)
 
     def _put_back_rest(self, arrays: dict[str, Any], saved: dict[str, Any]) -> None:
+        self._layers.put_back(codec.decode(saved["layers"], arrays))
         self._roster.put_back(saved["callbacks"], arrays)
         randomness.put_back(codec.decode(saved["randomness"], arrays))
 
@@ -268,6 +275,7 @@ class Fit:
             arrays, saved = self._loaded
             state.put_back(self._model, _variables_of(arrays))
             self._roster.put_back(saved["callbacks"], arrays)
+            self._layers.put_back(codec.decode(saved["layers"], arrays))
 
     def _forget_initial_epoch(self) -> None:
         """It is sticky: the next fit on this model would begin there. What the script's own callbacks set stays."""
@@ -297,6 +305,8 @@ class Fit:
 
     def attend(self, batch: int) -> None:
         """Batch number `batch` is about to begin: the state is that after `batch` batches. Stage or leave, if due."""
+        if self._untraced:
+            self._attend_layers()
         now = time.monotonic()
         if (
             now >= self._due
@@ -306,6 +316,15 @@ class Fit:
             or self._validation_comes(batch, now)
         ):
             self._attend(batch)
+
+    @_harmless
+    def _attend_layers(self) -> None:
+        """Before and after the first step of this attempt, which is when it is traced."""
+        self._untraced -= 1
+        if self._untraced:
+            self._layers.about_to_step()
+        else:
+            self._layers.stepped()
 
     def begin_batch(self, batch: int) -> None:
         """Batch number `batch` of the epoch begins, and the script's callbacks have seen it."""
@@ -363,6 +382,8 @@ class Fit:
     def begin_validation(self) -> None:
         """A validation begins."""
         self._count_partial_execution()
+        if self._untraced == 1:
+            self._attend_layers()
         if self._position is not None:
             self._position.begin_validation()
         self._validation_began = time.monotonic()
@@ -396,6 +417,8 @@ class Fit:
         """An epoch is over and the script's callbacks have seen its end."""
         session = self.session
         self._count_partial_execution()
+        if self._untraced == 1:
+            self._attend_layers()
         session.step = self._epoch_step + self._batches
         self._epoch_step = session.step
         self._epoch = epoch + 1
@@ -509,6 +532,8 @@ class Fit:
             "callbacks": self._roster.capture(extras),
             "randomness": codec.encode(randomness.capture(), extras, "extra/randomness"),
             "data": codec.encode(data, extras, "extra/data"),
+            "layers": codec.encode(self._layers.capture(), extras, "extra/layers"),
+            "skipped": sorted(self._roster.skipped),
             "batch_logs": codec.encode(_plain_logs(self._batch_logs), extras, "extra/batch_logs"),
             "logs": codec.encode(_plain_logs(self._last_logs), extras, "extra/logs"),
             "fingerprint": self.session.fingerprint,

@@ -25,6 +25,7 @@ class Items:
 
     Attributes:
         indexed: it is loaded on one thread. Of several, nobody knows which drew what.
+        draws: loading an item was seen to draw from python's or numpy's global generator.
     """
 
     def __init__(self, epoch_iterator: Any, dataset: Any) -> None:
@@ -36,6 +37,7 @@ class Items:
         self._skip = 0
         self._state: dict[str, Any] | None = None
         self._stand_in: Any = None
+        self.draws = False
         self._attributes = Attributes(dataset, "dataset")
         adapter = epoch_iterator.data_adapter
         self.indexed = getattr(adapter, "enqueuer", None) is None
@@ -64,9 +66,12 @@ class Items:
         with self._lock:
             return self._before.get(number) or self._now()
 
-    def skip(self, count: int, state: dict[str, Any]) -> None:
-        """Of the next iterator's items do not load the first `count`; before the next, put back `state`."""
-        self._skip, self._state, self._stand_in = count, state, None
+    def skip(self, count: int, state: dict[str, Any], *, draws: bool) -> None:
+        """Of the next iterator's items do not load the first `count`; before the next, put back `state`.
+
+        The global generators only if the items draw from them (`draws`): else they are the callbacks' alone.
+        """
+        self._skip, self._state, self._stand_in, self.draws = count, state, None, draws
 
     def __getitem__(self, index: Any) -> Any:
         with self._lock:
@@ -77,12 +82,15 @@ class Items:
                 return self._stand_in
             if self._state is not None:
                 state, self._state = self._state, None
-                randomness.put_back(state["randomness"])
+                if self.draws:
+                    randomness.put_back(state["randomness"])
                 self._attributes.put_back_generators(state["generators"])
             self._skip = 0
-            self._before[number] = self._now()
+            before = self._before[number] = self._now()
             self._forget()
-        return self._dataset[index]
+        item = self._dataset[index]
+        self.draws = self.draws or not randomness.equal(before["randomness"], randomness.capture())
+        return item
 
     def _forget(self) -> None:
         """Drop what was noted before items that have been trained since."""

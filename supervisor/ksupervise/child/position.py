@@ -93,6 +93,8 @@ class Position:
     @property
     def drawn_by_python(self) -> bool:
         """The source runs the script's own code, with python's and numpy's generators, ahead of the training."""
+        if self._items is not None and self._items.indexed:
+            return self._items.draws
         return self._items is not None or self._train.python
 
     @property
@@ -180,6 +182,7 @@ class Position:
         """How to get behind the first `drawn` batches of the iterator in hand."""
         if self._items is not None and self._items.indexed:
             position["item"] = self._items.before(drawn)
+            position["draws"] = self._items.draws
             return
         if self._keeps_state:
             state = serialize(self._last)
@@ -197,7 +200,7 @@ class Position:
 
     @property
     def _keeps_state(self) -> bool:
-        if self._too_large or self.drawn_by_python:
+        if self._too_large or self._items is not None or self._train.python:
             return False
         if self._replays and self._train.places > _PLACES:
             return False
@@ -303,7 +306,7 @@ class Position:
         batch, stride = int(plan["batch"]), self.steps_per_execution
         place = int(plan["seen"]) if self._persistent else batch
         if self._items is not None and plan.get("item") is not None:
-            self._items.skip(place, plan["item"])
+            self._items.skip(place, plan["item"], draws=plan["draws"])
         reached = not place
         if self._persistent and place:
             keras = self._keras

@@ -390,6 +390,8 @@ class Supervisor:
     def _tell_if_plain(self, attempt: Attempt) -> None:
         if self._told_plain or attempt.facts.told or attempt.facts.claimant:
             return
+        if self._owned.history.stepped or attempt.child.signal is not None:
+            return  # it has been seen to train; or it was killed before it could be
         self._told_plain = True
         if attempt.facts.keras:
             note = "no call of model.fit was seen (a loop of the script's own?): nothing is checkpointed"

@@ -172,6 +172,7 @@ def _prepare(
     boot.pack(Path(layout.boot_zip))
     with contextlib.closing(open_journal(layout)) as book:
         accounts = account(journal.read(Path(layout.journal)), time.time())
+        _enter_orphans_commits(store, accounts, book)
         _enter_lost_attempt(layout, accounts, book)
     history = History(
         attempt=max([attempt.number for attempt in accounts.attempts], default=0),
@@ -188,6 +189,16 @@ def open_journal(layout: RunLayout) -> journal.Journal:
         return journal.Journal(Path(layout.journal))
     except OSError as error:
         raise write_fault(error, layout.journal) from error
+
+
+def _enter_orphans_commits(store: CheckpointStore, accounts: Account, book: journal.Journal) -> None:
+    """Checkpoints that a child made after its parent had died are in the store and not in the journal."""
+    known = int(accounts.checkpoint["seq"]) if accounts.checkpoint else 0
+    for checkpoint in reversed(store.checkpoints()):
+        manifest = checkpoint.manifest
+        if manifest.seq > known:
+            position = vars(manifest.position)
+            book.write("committed", attempt=manifest.attempt, seq=manifest.seq, **position, path=checkpoint.path)
 
 
 def _enter_lost_attempt(layout: RunLayout, accounts: Account, book: journal.Journal) -> None:
