@@ -152,8 +152,7 @@ def test_a_method_that_returns_what_is_no_plain_data_is_named_once_and_ends_noth
         assert roster.capture(arrays) == {"Callback::0": {"attributes": {"n": 1}}}
         through_a_checkpoint(arrays)
     (named,) = roster.skipped
-    assert named.startswith("GetState: get_state() returned what is no plain data")
-    assert "object" in named
+    assert named == "GetState.get_state() (no plain data)"
     fresh = GetState(seen=None, weights=None)
     handed_on(roster, fresh, Callback(n=0))
     assert not hasattr(fresh, "restored"), "nothing was kept for it"

@@ -134,6 +134,17 @@ def test_a_thinned_fit_is_skipped_and_cannot_be_trained_further() -> None:
     assert "weights were not kept" in plan(1, 12, [final]).refusal
 
 
+def test_a_fit_that_an_exception_ended_does_not_void_what_came_after_it() -> None:
+    """The script caught it and went on: fit 2 has no end, fit 3 has one."""
+    known = newest_first(Known(3, fit=1, epoch=10, kind="final"), Known(9, fit=3, epoch=10, kind="final"))
+    assert plan(1, 10, known).mode is Mode.SKIP
+    again = plan(2, 10, known, abandoned={2})
+    assert (again.mode, again.unsaved) == (Mode.FRESH, True)
+    assert not plan(2, 10, known).unsaved, "its final state was lost"
+    assert plan(3, 10, known).mode is Mode.SKIP
+    assert not plan(4, 10, known, abandoned={4}).unsaved
+
+
 def approximate(seq: int, epoch: int) -> Known:
     return Known(seq, epoch=epoch, kind="batch", approximate=True)
 

@@ -10,7 +10,7 @@ def test_a_state_that_cannot_be_stored_is_named_once(laboratory: Laboratory, pla
     supervised = laboratory.supervised("odd_callback", INTERRUPT="batch:30")
     assert_equal(plain_built, supervised)
     assert_resumed(supervised, 80)
-    assert supervised.output.count("get_state() returned what is no plain data") == 1
+    assert supervised.output.count("not carried over a restart: Odd.get_state() (no plain data)") == 1
     assert "Odd" in supervised.output
     assert "ksupervise failed" not in supervised.output
 

@@ -114,10 +114,10 @@ class _Member:
             try:
                 own = getattr(self._callback, self._methods[0])()
                 state["own"] = codec.encode(own, arrays, f"extra/callbacks/{self.key}/own")
-            except codec.NotPlain as error:
-                self.skipped.add(f"{self._name}: {self._methods[0]}() returned what is no plain data: {error}")
+            except codec.NotPlain:
+                self.skipped.add(f"{self._name}.{self._methods[0]}() (no plain data)")
             except Exception as error:
-                self.skipped.add(f"{self._name}: {self._methods[0]}() failed: {error!r}")
+                self.skipped.add(f"{self._name}.{self._methods[0]}() (it raised {error!r})")
         if self._built_in is not None:
             state["attributes"] = self._attributes.capture(arrays, only=self._built_in)
         elif self._methods is None:

@@ -493,6 +493,9 @@ class Fit:
 
     def _stage(self, kind: str, batch: int, origin: str, *, wait: float) -> None:
         session = self.session
+        if self._answer.get("unsaved") and kind != "final":
+            self._plan_next()
+            return
         if kind == "batch" and self._position is None:
             self._due = float("inf")  # a loop of somebody's own: only an epoch's end can be gone back to
             return
@@ -540,7 +543,7 @@ class Fit:
             "draws": self._step_draws(),
         }
         for skipped in sorted(self._roster.skipped):
-            self.session.note(f"not carried over a restart, it is no plain data: {skipped}")
+            self.session.note(f"not carried over a restart: {skipped}")
         about = {
             "position": at,
             "origin": origin,

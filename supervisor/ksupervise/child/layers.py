@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 _PLAIN = (bool, int, float)
+_KERAS_OWN = ("built", "stop_training", "steps_per_execution")
 Settings = list[dict[str, Any]]  # of each layer, what is not as it was when the fit began
 
 
@@ -19,6 +20,7 @@ class Layers:
         self._model = model
         self._at_begin: list[dict[str, Any]] = []
         self._traced: Settings | None = None  # None before the first step
+        self._step: Any = None  # the train_function that was traced
         self._after_trace: Settings | None = None
         self._resumed = False
 
@@ -41,12 +43,15 @@ class Layers:
 
     def stepped(self) -> None:
         """It was taken."""
+        self._step = getattr(self._model, "train_function", None)
         if self._after_trace is not None:
             after, self._after_trace = self._after_trace, None
             self._set(after)
 
     def capture(self) -> dict[str, Settings]:
         """What changed, as it is and as the step was traced with."""
+        if self._step is not None and getattr(self._model, "train_function", None) is not self._step:
+            self._step, self._traced = self._model.train_function, self._changed()  # the script had it made anew
         return {"now": self._changed(), "traced": self._traced or []}
 
     def _look(self) -> list[dict[str, Any]]:
@@ -73,9 +78,9 @@ class Layers:
             wanted = {**began, **(settings[number] if number < len(settings) else {})}
             for name, value in wanted.items():
                 if vars(layer).get(name) != value:
-                    setattr(layer, name, value)
+                    setattr(layer, name.removeprefix("_"), value)
 
 
 def _is_setting(name: str) -> bool:
-    """Public, or what a public property stands for; not what Keras notes for itself."""
-    return not name.startswith("_") and name not in ("built", "stop_training", "steps_per_execution")
+    """Public; not what Keras notes for itself."""
+    return name == "_trainable" or (not name.startswith("_") and name not in _KERAS_OWN)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Generic, Protocol, TypeVar
@@ -61,16 +61,24 @@ K = TypeVar("K", bound=Known)
 class Plan(Generic[K]):
     """The mode, and the checkpoint it needs. `refusal` says why neither would be right.
 
-    `passed_over`: a newer one that is approximate.
+    `passed_over`: a newer one that is approximate. `unsaved`: an exception ended the fit, and the script went on; what
+    later fits made counts, so this one is trained without checkpoints until it ends in another way.
     """
 
     mode: Mode
     checkpoint: K | None = None
     refusal: str = ""
     passed_over: K | None = None
+    unsaved: bool = False
 
 
-def plan(fit: int, epochs: int, known: Sequence[K], begun: Mapping[int, int] | None = None) -> Plan[K]:
+def plan(
+    fit: int,
+    epochs: int,
+    known: Sequence[K],
+    begun: Mapping[int, int] | None = None,
+    abandoned: Container[int] = (),
+) -> Plan[K]:
     """How fit number `fit`, asked for `epochs` epochs, begins. `known` is newest first.
 
     A checkpoint older than the newest of an earlier fit is of no use: that fit was trained further
@@ -78,8 +86,14 @@ def plan(fit: int, epochs: int, known: Sequence[K], begun: Mapping[int, int] | N
 
     `begun`: how many attempts have begun this fit from which checkpoint (its seq; 0 from nothing). The newest that is
     not approximate is gone back to, until the same epoch was lost twice: then the newest of all, so that a run that
-    is preempted more often than an epoch takes comes to its end.
+    is preempted more often than an epoch takes comes to its end. `abandoned`: fits that an exception ended.
     """
+    found = _choose(fit, epochs, known, begun)
+    later = any(checkpoint.fit > fit for checkpoint in known)
+    return replace(found, unsaved=True) if fit in abandoned and later and found.mode is not Mode.SKIP else found
+
+
+def _choose(fit: int, epochs: int, known: Sequence[K], begun: Mapping[int, int] | None) -> Plan[K]:
     found = _plan(fit, epochs, [each for each in known if not (each.approximate and each.fit == fit)])
     since = max((checkpoint.seq for checkpoint in known if checkpoint.fit < fit), default=0)
     floor = found.checkpoint.seq if found.checkpoint is not None else since

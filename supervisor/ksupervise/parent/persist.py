@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,7 +104,12 @@ def make_room(store: CheckpointStore, keep: int) -> list[Checkpoint]:
 
 
 def restore(
-    store: CheckpointStore, stage: Stage, fit: int, epochs: int, begun: Mapping[int, int] | None = None
+    store: CheckpointStore,
+    stage: Stage,
+    fit: int,
+    epochs: int,
+    begun: Mapping[int, int] | None = None,
+    abandoned: Container[int] = (),
 ) -> Restored:
     """Find the checkpoint that fit number `fit` goes on from and hold it, verified, in a slot.
 
@@ -114,7 +119,7 @@ def restore(
     for path, reason in store.damaged():
         aside.append((store.set_aside(path, reason), reason))
     while True:
-        chosen = plan(fit, epochs, known(store, stage), begun)
+        chosen = plan(fit, epochs, known(store, stage), begun, abandoned)
         candidate = chosen.checkpoint
         if candidate is None:
             return Restored(chosen, None, tuple(aside))

@@ -192,7 +192,7 @@ class Dialogue:
         fit, epochs = self._fits, int(message.get("epochs", 1))
         desk = self._desk
         desk.persister.submit(
-            lambda: restore(desk.store, desk.stage, fit, epochs, self._begun(fit)),
+            lambda: restore(desk.store, desk.stage, fit, epochs, self._begun(fit), self._abandoned_fits()),
             lambda found, error: self._answer_fit(connection, fit, found, error),
         )
 
@@ -200,6 +200,10 @@ class Dialogue:
         """How many attempts have begun the fit from which checkpoint; 0 from nothing."""
         records = (r for r in read(self._desk.journal.path) if r["event"] == "fit_began" and r["fit"] == fit)
         return Counter(int(record["seq"] or 0) for record in records)
+
+    def _abandoned_fits(self) -> set[int]:
+        """Fits that an exception ended, and the script went on."""
+        return {int(r["fit"]) for r in read(self._desk.journal.path) if r["event"] == "abandoned"}
 
     def _answer_fit(self, connection: Connection, fit: int, found: Restored | None, error: Exception | None) -> None:
         if found is None:
@@ -221,6 +225,7 @@ class Dialogue:
             self.facts.fit_open = True
             self._desk.post(FitBegan(fit))
         answer = {"op": "restore", "fit": fit, "mode": mode.value, "slot": found.slot, "seq": seq}
+        answer["unsaved"] = found.plan.unsaved
         if mode is Mode.FRESH:
             answer["logs"] = self._logs_at_begin_of(fit)
         connection.send(answer)
@@ -246,6 +251,7 @@ class Dialogue:
 
     def _abandon(self, connection: Connection, message: Message) -> None:
         self.facts.fit_open = False
+        self._write("abandoned", fit=self._fits)
         self._desk.post(Released())
 
     def _restored(self, connection: Connection, message: Message) -> None:
