@@ -412,8 +412,12 @@ class Fit:
         self._validation_seconds = time.monotonic() - self._validation_began
         self.session.control["phase"] = wire.PHASE_TRAIN
 
+    def note_logs(self, logs: Any) -> None:
+        """An epoch's logs, as the fit's end will be told of them: what callbacks add to them is not among those."""
+        self._last_logs = dict(logs or {})
+
     @_harmless
-    def end_epoch(self, epoch: int, logs: Any) -> None:
+    def end_epoch(self, epoch: int) -> None:
         """An epoch is over and the script's callbacks have seen its end."""
         session = self.session
         self._count_partial_execution()
@@ -426,7 +430,6 @@ class Fit:
         session.control["epoch"] = self._epoch
         session.control["batch"] = 0
         session.control["step"] = session.step
-        self._last_logs = dict(logs or {})
         if self._position is not None:
             self._position.end_epoch()
         last = self._epoch >= self._epochs or bool(getattr(self._model, "stop_training", False))

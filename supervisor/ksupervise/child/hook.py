@@ -2,7 +2,8 @@
 
 `on_train_begin` is wrapped because a completed fit must not call the script's callbacks at all; all else is done by the
 two callbacks. One comes last: it restores after, and captures after, every callback of the script. One comes first: a
-stage at a batch's begin is the state before the script's callbacks have seen it, as they will see it begin again.
+stage at a batch's begin is the state before the script's callbacks have seen it, as they will see it begin again; and
+an epoch's logs are noted before they add to them.
 Neither has a batch-*end* method where it can do without: on JAX and torch one would force a device sync at each step.
 """
 
@@ -106,6 +107,9 @@ def _callback_classes(base: Any) -> Callable[[Fit], tuple[Any, Any]]:
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
             self._fit.attend(batch)
 
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            self._fit.note_logs(logs)
+
     class KsuperviseLast(base):  # type: ignore[misc]
         """After the script's callbacks have seen all else."""
 
@@ -132,7 +136,7 @@ def _callback_classes(base: Any) -> Callable[[Fit], tuple[Any, Any]]:
             self._fit.end_validation()
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            self._fit.end_epoch(epoch, logs)
+            self._fit.end_epoch(epoch)
 
         def on_train_end(self, logs: Any = None) -> None:
             self._fit.end(logs)
