@@ -119,9 +119,11 @@ def _known(name: str, one: Any, other: Any) -> str:
 
     Opened for appending, the file may have lines twice, but none too few; opened anew, it has those of the last life.
     """
-    if not name.startswith("lambda-"):
+    if not name.startswith(("lambda-", "peeked")):
         return ""
     then, now = one.splitlines(), other.splitlines()
+    if name.startswith("peeked"):  # the same lines, and one again for an epoch's end that came again
+        return KNOWN if set(then) == set(now) and len(now) > len(then) else ""
     nothing_lost = not collections.Counter(then) - collections.Counter(now)
     return KNOWN if nothing_lost or not now or then[-len(now) :] == now else ""
 

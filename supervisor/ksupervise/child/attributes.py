@@ -121,7 +121,8 @@ class Attributes:
             plain = value if variables is None else [_numpy(variable) for variable in variables]
             return codec.encode(plain, arrays, f"{self._prefix}/{name}")
         except Exception:  # NotPlain; or whatever an object of the script's does when it is looked at
-            if not callable(value):  # functions, classes, models: they are what the script made them
+            # Functions, classes, datasets: they are what the script made them.
+            if not callable(value) and not _has(value, "_variant_tensor", "element_spec"):
                 self.skipped.add(f"{name} ({type(value).__name__})")
             return None
 
