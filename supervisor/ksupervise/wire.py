@@ -27,6 +27,9 @@ ENV_SEED = "KSUPERVISE_SEED"  # for Keras; only with --seed
 ENV_PIN = "KSUPERVISE_PIN"  # the run's seed: what is drawn without one of the script's own comes from it
 
 PAGE = 4096
+# The file with the model's and the optimizers' variables: apart, because of a fit that was completed long ago only the
+# rest is kept.
+VARIABLES = "state.safetensors"
 MESSAGE_LIMIT = 16 * 1024 * 1024  # bytes of one message; a longer one is not ours
 
 # Phases of the child as its beat tells them.

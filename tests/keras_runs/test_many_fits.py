@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tests.keras_runs.conftest import Laboratory
 
-from ksupervise.parent.persist import VARIABLES
 from ksupervise.store import CheckpointStore
+from ksupervise.wire import VARIABLES
 
 SCRIPT = Path(__file__).with_name("many_fits_script.py")
 

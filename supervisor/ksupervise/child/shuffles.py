@@ -111,11 +111,6 @@ class Shuffles:
         except Exception as error:
             self.failure = f"{error!r}"
 
-    @property
-    def none(self) -> bool:
-        """There is none."""
-        return not self._shuffles
-
 
 def earlier(one: Counts, other: Counts) -> Counts:
     """Of each shuffle the lower count; None where one is not known."""

@@ -13,12 +13,11 @@ from typing import Any
 
 from ksupervise.child import tensors
 from ksupervise.child.link import Link
-from ksupervise.wire import PAGE, Slot
+from ksupervise.wire import PAGE, VARIABLES, Slot
 
 _COLD = 4.0  # how much dearer memory is at its first use
 
-# Apart, because of a fit that was completed long ago only the rest is kept, without the variables.
-VARIABLES, REST, STATE = "state.safetensors", "rest.safetensors", "state.json"
+REST, STATE = "rest.safetensors", "state.json"  # and VARIABLES
 EXTRA = "extra/"  # what the names of the rest's arrays begin with
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from ksupervise.core.resume import Plan, plan
 from ksupervise.parent.stage import Stage, content, fill
 from ksupervise.store import Checkpoint, CheckpointStore, DamagedCheckpoint, Position, to_thin
-from ksupervise.wire import Slot
+from ksupervise.wire import VARIABLES, Slot
 
 Answer = Callable[[Any, Exception | None], None]
 
@@ -46,9 +46,6 @@ class Persister:
             except Exception as caught:
                 result, error = None, caught
             self._deliver(lambda a=answer, r=result, e=error: a(r, e))  # type: ignore[misc]
-
-
-VARIABLES = "state.safetensors"  # the file of a checkpoint that holds the model's and the optimizer's
 
 
 @dataclass(frozen=True)
