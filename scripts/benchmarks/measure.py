@@ -63,6 +63,18 @@ class Row:
         return self.spread.median >= bound if sign == "≥" else self.spread.median <= bound
 
 
+@dataclass(frozen=True)
+class Table:
+    """Many ways beside each other.
+
+    `lines`: each way, with what was found of it for each of `columns`, None where there is nothing to find.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    lines: list[tuple[str, tuple[Spread | None, ...]]]
+
+
 def _machine() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}, {platform.release()}"
@@ -75,6 +87,7 @@ class Report:
     bench: str
     quick: bool
     seed: int
+    tables: list[Table] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     raw: dict[str, Any] = field(default_factory=dict)
@@ -93,19 +106,37 @@ class Report:
     def as_json(self) -> str:
         """For programs."""
         rows = [{**asdict(row), "met": row.met} for row in self.rows]
-        return json.dumps({**vars(self), "rows": rows})
+        tables = [asdict(table) for table in self.tables]
+        return json.dumps({**vars(self), "tables": tables, "rows": rows})
 
     def as_text(self) -> str:
         """For people."""
         heading = f"{self.bench}{' (quick)' if self.quick else ''}: {self.machine}"
         lines = [f"{heading}; load {self.load[0]} before, {self.load[-1]} after; seed {self.seed}", ""]
-        table: list[tuple[str, ...]] = [("", "median", "quartiles", "95 % of median", "n", "aim", "")]
-        table += [_cells(row) for row in self.rows]
-        widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-        for line in table:
-            first, *rest = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-            lines.append("  ".join([first, *rest]).rstrip())
+        for table in self.tables:
+            beside = [(way, *map(_cell, found)) for way, found in table.lines]
+            lines += [*_columns([(table.title, *table.columns), *beside]), ""]
+        heads = ("", "median", "quartiles", "95 % of median", "n", "aim", "")
+        lines += _columns([heads, *map(_cells, self.rows)])
         return "\n".join([*lines, *([""] if self.notes else []), *self.notes])
+
+
+def _columns(table: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in table]
+
+
+def _cell(found: Spread | None) -> str:
+    """A median with its 95 % interval, in three digits."""
+    if found is None:
+        return "–"
+    low, high = _short(found.low), _short(found.high)
+    return _short(found.median) + (f" ({low}…{high})" if low != high else "")
+
+
+def _short(value: float) -> str:
+    digits = 3 - len(str(int(abs(value))))
+    return f"{value:.{max(0, min(2, digits))}f}"
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -149,6 +180,11 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "TF_CPP_MIN_LOG_LEVEL": "2", **more}
 
 
+def with_workloads() -> str:
+    """The PYTHONPATH of a script that imports a module of ours as `workloads.NAME`."""
+    return os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+
+
 def ksupervise() -> str:
     """The installed command of the interpreter that runs us."""
     found = shutil.which("ksupervise", path=os.path.dirname(sys.executable))
@@ -157,10 +193,13 @@ def ksupervise() -> str:
     return found
 
 
-def finish(command: Sequence[str], folder: Path, **variables: str) -> float:
-    """Run a command to its end in `folder`, its output in a file there. Seconds it took; exits if it failed."""
+def finish(command: Sequence[str], folder: Path, killed: int = 0, **variables: str) -> float:
+    """Run a command to its end in `folder`, its output in a file there. Seconds it took; exits if it failed.
+
+    It is run again when it was killed, at most `killed` times.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "output.txt").open("wb") as output:
+    with (folder / "output.txt").open("ab") as output:
         began = time.perf_counter()
         with ended(
             subprocess.Popen(
@@ -174,6 +213,8 @@ def finish(command: Sequence[str], folder: Path, **variables: str) -> float:
         ) as process:
             code = process.wait()
         took = time.perf_counter() - began
+    if code == -signal.SIGKILL and killed:
+        return took + finish(command, folder, killed - 1, **variables)
     if code:
         tail = (folder / "output.txt").read_text(errors="replace")[-3000:]
         raise SystemExit(f"{tail}\nbench: exit code {code}: {' '.join(command)}")

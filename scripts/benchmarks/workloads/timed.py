@@ -27,7 +27,7 @@ def supervisor_cpu() -> float:
 
 
 class Clock(keras.callbacks.Callback):  # type: ignore[misc]
-    """When each epoch ended, the CPU time used until then, and the time that ksupervise's callback took of it."""
+    """When each epoch ended, the CPU time used until then, and the time that ksupervise's callbacks took of it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,11 +37,11 @@ class Clock(keras.callbacks.Callback):  # type: ignore[misc]
         self.in_hook = 0.0
 
     def on_train_begin(self, logs: object = None) -> None:
-        # The caller is Keras' CallbackList; what ksupervise appended to it is the last.
-        last = sys._getframe(1).f_locals["self"].callbacks[-1]
-        if type(last).__name__ == "KsuperviseCallback":
-            for name in [name for name in dir(last) if name.startswith("on_")]:
-                setattr(last, name, self.timed(getattr(last, name)))
+        # The caller is Keras' CallbackList; ksupervise has put its own callbacks into it.
+        for ours in sys._getframe(1).f_locals["self"].callbacks:
+            if type(ours).__name__.startswith("Ksupervise"):
+                for name in [name for name in dir(ours) if name.startswith("on_")]:
+                    setattr(ours, name, self.timed(getattr(ours, name)))
 
     def timed(self, method: Callable[..., object]) -> Callable[..., object]:
         """`method`, with the time it takes added up."""
