@@ -1,14 +1,44 @@
-"""What every store promises about a commit. A new kind of store joins by one line in RIGS."""
+"""What every store promises. A new kind of store joins by one line in RIGS.
+
+The mounted ones are real file systems that do what NFS, a mount in a user's process, a full quota or a dying disk does;
+see `fuse`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import inspect
+from contextlib import ExitStack, suppress
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ksupervise.store import CHUNK, Checkpoint, DamagedCheckpoint
+from ksupervise.store import (
+    CHUNK,
+    Checkpoint,
+    CheckpointStore,
+    DamagedCheckpoint,
+    FileRecord,
+    StoreFull,
+    StoreUnreadable,
+    StoreUnwritable,
+)
 
-from .helpers import Rig, assert_whole, at, content, local_rig, payload, put
+from . import fuse
+from .helpers import (
+    FAULTS,
+    Rig,
+    assert_whole,
+    at,
+    content,
+    local_rig,
+    memory_rig,
+    nfs_rig,
+    payload,
+    put,
+    repeating_rig,
+)
+from .memory import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -16,12 +46,22 @@ if TYPE_CHECKING:
 
     from ksupervise.store import Buffer
 
-RIGS: dict[str, Callable[[Path], Rig]] = {"local": local_rig}
+RIGS: dict[str, Callable[[Path, ExitStack], Rig]] = {
+    "local": local_rig,
+    "memory": memory_rig,
+    "nfs": nfs_rig,
+    "repeating": repeating_rig,
+}
+MOUNTED = {"nfs", "repeating"}
+why_not = cache(fuse.why_not)
 
 
 @pytest.fixture(params=sorted(RIGS))
-def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Rig:
-    return RIGS[request.param](tmp_path / "run")
+def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
+    if request.param in MOUNTED and (reason := why_not()):
+        pytest.skip(reason)
+    with ExitStack() as ends:
+        yield RIGS[request.param](tmp_path / "run", ends)
 
 
 def test_an_empty_store_has_no_newest(rig: Rig) -> None:
@@ -146,8 +186,6 @@ def test_extra_that_is_not_json_is_refused_before_writing(rig: Rig, extra: dict[
 
 
 def test_a_taken_seq_is_refused_and_the_first_stays(rig: Rig) -> None:
-    from ksupervise.store import StoreUnwritable
-
     first = put(rig.open(), 1)
     with pytest.raises(StoreUnwritable):
         rig.open().commit(at(9), {}, seq=1, attempt=1, holder="here", origin="interval")
@@ -166,3 +204,142 @@ def test_prune_keeps_the_newest_and_the_pinned(rig: Rig) -> None:
         assert_whole(store, each)
     with pytest.raises(ValueError, match="at least one"):
         store.prune(0)
+
+
+def test_what_prune_removes_while_it_is_read_does_no_harm(rig: Rig) -> None:
+    store = rig.open()
+    old = put(store, 1)
+    reading = store.read(old, "state.safetensors")
+    assert bytes(next(reading)) == b"".join(payload(1)["state.safetensors"])
+    new = put(store, 2)
+    assert store.prune(1) == [old.path]
+    store.sweep()
+    assert rig.open().checkpoints() == [new]
+    assert rig.open().damaged() == []
+    assert list(reading) == []
+    store.sweep()
+    assert store.sweep() == [], "nothing is left"
+    assert_whole(rig.open(), new)
+
+
+def test_a_thinned_one_is_valid_without_that_file(rig: Rig) -> None:
+    store = rig.open()
+    thinned = store.thin(put(store, 1), "state.safetensors")
+    assert rig.open().checkpoints() == [thinned]
+    assert [each.name for each in thinned.manifest.files] == ["extra.json"]
+    store.verify(thinned)
+
+
+def test_what_was_set_aside_is_not_listed_and_its_seq_not_used_again(rig: Rig) -> None:
+    store = rig.open()
+    old, new = put(store, 1), put(store, 2)
+    store.set_aside(new.path, "no reason")
+    assert rig.open().checkpoints() == [old]
+    assert rig.open().damaged() == []
+    assert rig.open().next_seq() == 3
+
+
+def test_each_file_is_checked_when_it_is_written(rig: Rig) -> None:
+    seen: list[FileRecord] = []
+    found = rig.open().commit(at(1), payload(1), seq=1, attempt=1, holder="h", origin="drain", check=seen.append)
+    assert tuple(seen) == found.manifest.files
+
+
+@pytest.mark.parametrize("error", [RuntimeError("scribbled"), OSError(5, "EIO"), Unplugged()])
+def test_a_check_that_objects_abandons_the_commit(rig: Rig, error: BaseException) -> None:
+    store = rig.open()
+    old = put(store, 1)
+
+    def object_to_the_last(record: FileRecord) -> None:
+        if record.name == "extra.json":
+            raise error
+
+    with pytest.raises(BaseException) as raised:  # noqa: PT011
+        store.commit(at(2), payload(2), seq=2, attempt=1, holder="h", origin="drain", check=object_to_the_last)
+    assert raised.value is error or raised.value.__cause__ is error
+    assert rig.open().checkpoints() == [old]
+    assert rig.open().damaged() == []
+    assert store.sweep() == [], "nothing is left"
+
+
+def test_each_store_offers_the_same() -> None:
+    def offers(kind: type) -> dict[str, list[str]]:
+        methods = inspect.getmembers(kind, inspect.isfunction)
+        return {name: list(inspect.signature(method).parameters) for name, method in methods if name[0] != "_"}
+
+    assert offers(MemoryStore) == offers(CheckpointStore)
+
+
+def assert_only(rig: Rig, *expected: Checkpoint) -> None:
+    """Those are there, whole, and nothing else; leftovers go."""
+    store = rig.open()
+    store.sweep()
+    assert store.checkpoints() == list(expected)
+    assert store.damaged() == []
+    assert store.sweep() == [], "the first has left nothing"
+    for each in expected:
+        assert_whole(store, each)
+
+
+@pytest.fixture
+def fault(request: pytest.FixtureRequest, rig: Rig) -> Callable[[], None]:
+    return rig.faults[request.param]
+
+
+WAYS_TO_FAIL = [("memory", "full"), *(("nfs", fault) for fault in ["not mounted any more", *FAULTS])]
+every_fault = pytest.mark.parametrize(("rig", "fault"), WAYS_TO_FAIL, indirect=True)
+
+
+@every_fault
+def test_a_store_that_fails_keeps_the_old_one(
+    rig: Rig, fault: Callable[[], None], request: pytest.FixtureRequest
+) -> None:
+    store = rig.open()
+    old = put(store, 1)
+    fault()
+    with pytest.raises(StoreUnwritable) as raised:
+        store.commit(at(2), payload(2), seq=2, attempt=1, holder="here", origin="interval")
+    assert isinstance(raised.value, StoreFull) == any(word in request.node.name for word in ("full", "fit", "quota"))
+    assert_nothing_damaged(store)
+    rig.mend()
+    assert_only(rig, old)
+    assert_only(rig, put(rig.open(), 3), old)
+
+
+def assert_nothing_damaged(store: Any) -> None:
+    """What is out of reach is not taken for damaged."""
+    with suppress(StoreUnreadable):
+        assert store.damaged() == []
+
+
+@every_fault
+def test_a_store_that_fails_in_mid_write_keeps_the_old_one(rig: Rig, fault: Callable[[], None]) -> None:
+    store = rig.open()
+    old = put(store, 1)
+
+    def interrupted() -> Iterator[bytes]:
+        yield bytes(CHUNK)
+        fault()
+        yield bytes(CHUNK)
+
+    with pytest.raises(StoreUnwritable):
+        store.commit(at(2), {"a": [b"1" * 2000], "b": interrupted()}, seq=2, attempt=1, holder="h", origin="interval")
+    rig.mend()
+    assert_only(rig, old)
+
+
+@every_fault
+def test_a_removal_that_fails_keeps_the_newest(rig: Rig, fault: Callable[[], None]) -> None:
+    store = rig.open()
+    made = [put(store, seed) for seed in range(1, 4)]
+    fault()
+    with suppress(StoreUnwritable, StoreUnreadable):
+        store.prune(1)
+    rig.mend()
+    store = rig.open()
+    assert store.newest() == made[-1]
+    assert store.damaged() == []
+    for each in store.checkpoints():
+        assert_whole(store, each)
+    store.prune(1)
+    assert_only(rig, made[-1])

@@ -1,55 +1,193 @@
-"""One commit or one prune between two marks that strace sees: `torture_child.py ACT ROOT SCRATCH`.
+"""What is tortured: the acts that change a store, the store they need, and what must be left of it.
 
-It says `acked` or `refused SLUG` and exits 0; anything else it does is a bug.
+The tests and `scripts/torture store` share this. Every act ends by what it says: `acked` or `refused SLUG`;
+anything else is a bug.
 """
 
 from __future__ import annotations
 
+import errno
 import os
-import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 from ksupervise.errors import KsuperviseError
-from ksupervise.store import CHUNK, CheckpointStore, Position, RunLayout
+from ksupervise.parent import persist
+from ksupervise.parent.stage import Stage, fill
+from ksupervise.store import CHUNK, Checkpoint, CheckpointStore, FileRecord, Position, RunLayout
 
 RUN = "tortured"
-BEGIN, END = "/torture-begins", "/torture-ends"
+VARIABLES, REST = "state", "extra.json"
+NEW = 9  # what is committed under torture
+BEGIN, END = "/torture-begins", "/torture-ends"  # marks that strace sees
 
 
-def big_payload(seed: int) -> dict[str, list[bytes]]:
-    """One block past the page cache, a tail, and a small file."""
-    return {"state": [bytes([seed]) * CHUNK, b"tail %d" % seed], "extra.json": [b"%d" % seed]}
+def payload(seed: int) -> dict[str, list[bytes]]:
+    """A block, a tail, and a small file. The block of NEW is one that goes past the page cache."""
+    size = CHUNK if seed == NEW else 4096
+    return {VARIABLES: [bytes([seed]) * size, b"tail %d" % seed], REST: [b"%d" % seed]}
 
 
 def commit(store: CheckpointStore, seed: int) -> None:
     """Commit checkpoint number `seed`."""
     position = Position(fit=1, epoch=0, batch=0, step=seed, kind="batch")
     extra = {"seed": seed}
-    store.commit(position, big_payload(seed), seq=seed, attempt=1, holder="h", origin="interval", extra=extra)
+    store.commit(position, payload(seed), seq=seed, attempt=1, holder="h", origin="interval", extra=extra)
 
 
-def act(name: str, store: CheckpointStore) -> None:
-    """What is to be tortured."""
-    if name == "commit":
-        commit(store, 2)
-    else:
-        store.prune(1)
+def assert_whole(store: CheckpointStore, checkpoint: Checkpoint) -> None:
+    """Every byte is what `commit` wrote, but for the file that was given up."""
+    wanted = payload(checkpoint.manifest.extra["seed"])
+    if checkpoint.manifest.extra.get("thin"):
+        del wanted[VARIABLES]
+    store.verify(checkpoint)
+    for name, buffers in wanted.items():
+        assert b"".join(map(bytes, store.read(checkpoint, name))) == b"".join(buffers), (
+            f"{checkpoint.path}: {name} is another"
+        )
 
 
-def main(name: str, root: str, scratch: str) -> None:
-    """Once on a scratch run, so that nothing is left to import, then in earnest."""
-    RunLayout(scratch).create()
-    rehearsal = CheckpointStore(scratch, RUN)
-    commit(rehearsal, 1)
-    act(name, rehearsal)
-    os.path.lexists(BEGIN)
+def seqs(store: CheckpointStore) -> list[int]:
+    """Numbers of the checkpoints that are listed, newest first."""
+    return [each.manifest.seq for each in store.checkpoints()]
+
+
+@dataclass(frozen=True)
+class Act:
+    """One change of a store.
+
+    Attributes:
+        before: seqs of the checkpoints that it begins with.
+        change: finds what is to be changed, and returns what changes it: only the latter is harmed.
+        check: asserts what must be there after it was acknowledged (or not); what became of it, in a word.
+        prepare: something else that must be so before.
+    """
+
+    before: tuple[int, ...]
+    change: Callable[[CheckpointStore], Callable[[], object]]
+    check: Callable[[CheckpointStore, bool], str]
+    prepare: Callable[[CheckpointStore], object] = lambda store: None
+
+    def make(self, root: str) -> CheckpointStore:
+        """A run of that kind at `root`."""
+        RunLayout(root).create()
+        store = CheckpointStore(root, RUN)
+        for seed in self.before:
+            commit(store, seed)
+        self.prepare(store)
+        return store
+
+
+def _check_commit(store: CheckpointStore, acked: bool) -> str:
+    found = seqs(store)
+    assert found in ([NEW, 1], [1]), f"{found} are there"
+    assert found[0] == NEW or not acked, "acknowledged, and not there"
+    return "new" if found[0] == NEW else "old"
+
+
+def _check_prune(store: CheckpointStore, acked: bool) -> str:
+    del acked  # an acknowledged one may have left a victim that could not be looked at
+    found = seqs(store)
+    assert 3 in found, f"only {found} are there"
+    return f"{3 - len(found)} removed"
+
+
+def _check_thin(store: CheckpointStore, acked: bool) -> str:
+    assert seqs(store) == [2, 1], f"{seqs(store)} are there"
+    newest, oldest = store.checkpoints()
+    assert not newest.manifest.extra.get("thin"), "the wrong one was thinned"
+    thin = bool(oldest.manifest.extra.get("thin"))
+    assert thin or not acked, "acknowledged, and not done"
+    return "thinned" if thin else "as before"
+
+
+def _check_set_aside(store: CheckpointStore, acked: bool) -> str:
+    aside = [name for name in os.listdir(store.layout.aside) if name[0].isdigit() and not name.endswith(".txt")]
+    found = seqs(store)
+    assert found == ([2, 1] if aside else [3, 2, 1]), f"{found} are there, {aside} aside"
+    assert aside or not acked, "acknowledged, and not done"
+    place = os.path.join(store.layout.aside, aside[0]) if aside else store.checkpoints()[0].path
+    assert set(os.listdir(place)) == {VARIABLES, REST, "MANIFEST.json"}, "what is damaged is never deleted"
+    _set_aside_damaged(store)  # so that the rest of the judgement finds only what is whole
+    return "aside" if aside else "in place"
+
+
+def _damage(store: CheckpointStore) -> None:
+    with open(store.checkpoints()[0].file_path(REST), "r+b") as file:
+        file.write(b"?")
+
+
+def _find(store: CheckpointStore, seq: int) -> Checkpoint | None:
+    return next((each for each in store.checkpoints() if each.manifest.seq == seq), None)
+
+
+def _set_aside_damaged(store: CheckpointStore) -> None:
+    if (damaged := _find(store, 3)) is not None:
+        store.set_aside(damaged.path, "bytes 0 to 1 are not what was written")
+
+
+def _committing(store: CheckpointStore) -> Callable[[], object]:
+    return lambda: commit(store, NEW)
+
+
+def _pruning(store: CheckpointStore) -> Callable[[], object]:
+    return lambda: store.prune(1)
+
+
+def _thinning(store: CheckpointStore) -> Callable[[], object]:
+    oldest = store.checkpoints()[-1]
+    return lambda: store.thin(oldest, VARIABLES)
+
+
+def _setting_aside(store: CheckpointStore) -> Callable[[], object]:
+    newest = store.checkpoints()[0]
+    return lambda: store.set_aside(newest.path, "bytes 0 to 1 are not what was written")
+
+
+def _committing_full(store: CheckpointStore) -> Callable[[], object]:
+    """As the parent does it, out of a slot; once the first file is written, the disk turns out to be full."""
+    stage = Stage(Path(store.layout.root))
+    files = {name: (len(b"".join(data)), [memoryview(each) for each in data]) for name, data in payload(NEW).items()}
+    position = {"fit": 1, "epoch": 0, "batch": 0, "step": NEW, "kind": "batch"}
+    about = {"position": position, "attempt": 1, "origin": "interval", "extra": {"seed": NEW}}
+    fill(stage.slots[0], files, NEW, about)
+    newest = stage.newest()
+    assert newest is not None
+    refusals = [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))]
+
+    def full_once(record: FileRecord) -> None:
+        if refusals:
+            raise refusals.pop()
+
+    return lambda: persist.commit(store, stage.slots[0], newest[1], holder="h", retention=1, check=full_once)
+
+
+def _check_committed_full(store: CheckpointStore, acked: bool) -> str:
+    found = seqs(store)
+    assert found, "nothing is left"
+    assert NEW in found or not acked, "acknowledged, and not there"
+    assert 3 in found or NEW in found, f"only {found} are there"
+    return "new" if NEW in found else "old"
+
+
+ACTS = {
+    "commit": Act((1,), _committing, _check_commit),
+    "commit to a full disk": Act((1, 2, 3), _committing_full, _check_committed_full),
+    "prune": Act((1, 2, 3), _pruning, _check_prune),
+    "thin": Act((1, 2), _thinning, _check_thin),
+    "set aside": Act((1, 2, 3), _setting_aside, _check_set_aside, _damage),
+}
+
+
+def perform(act: str, root: str, mark: Callable[[str], object] = len) -> str:
+    """Do it as a new process would, between two calls of `mark`; what it says."""
+    change = ACTS[act].change(CheckpointStore(root, RUN))
+    mark(BEGIN)
     try:
-        act(name, CheckpointStore(root, RUN))
+        change()
         said = "acked"
     except KsuperviseError as error:
         said = f"refused {error.slug}"
-    os.path.lexists(END)
-    print(said)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    mark(END)
+    return said

@@ -193,6 +193,10 @@ class LogFile:
         """Write the unfinished line and close."""
         rest = self._collapse(self._decoder.decode(b"", final=True)) + self._take_line()
         self._append(rest and rest + "\n")
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        if self._fd is None:
+            return
+        fd, self._fd = self._fd, None
+        try:
+            os.close(fd)
+        except OSError as error:  # a mount that went away
+            self.failed = self.failed or error

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 
 
 class Journal:
@@ -16,7 +19,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         """Open `path` for appending; a line torn by an earlier death spoils no other. Raises OSError."""
         self.path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._fd = os.open(path, _FLAGS, 0o600)
         self.failed: OSError | None = None
         size = os.fstat(self._fd).st_size
         self._torn = bool(size) and os.pread(self._fd, 1, size - 1) != b"\n"
@@ -26,10 +29,26 @@ class Journal:
         record = {"event": event, "at": round(time.time(), 3), "mono": round(time.monotonic(), 4), **fields}
         line = b"\n" * self._torn + json.dumps(record, separators=(",", ":")).encode() + b"\n"
         try:
-            self._torn = os.write(self._fd, line) < len(line)  # a disk that fills up takes half a line
+            self._append(line)
         except OSError as error:
             self.failed = self.failed or error
+            if self._reopen():
+                with contextlib.suppress(OSError):
+                    self._append(b"\n" + line)
         return record
+
+    def _append(self, line: bytes) -> None:
+        self._torn = os.write(self._fd, line) < len(line)  # a disk that fills up takes half a line
+
+    def _reopen(self) -> bool:
+        """After a mount went away and came back the old descriptor never works again. False: it is still away."""
+        try:
+            fd = os.open(self.path, _FLAGS, 0o600)
+        except OSError:
+            return False
+        self.close()
+        self._fd = fd
+        return True
 
     def sync(self) -> None:
         """Make what was written durable; called at the ends of attempts and runs."""
@@ -39,8 +58,11 @@ class Journal:
             self.failed = self.failed or error
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._fd)
+        """Close the file. A mount that went away reports that here too."""
+        try:
+            os.close(self._fd)
+        except OSError as error:
+            self.failed = self.failed or error
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:

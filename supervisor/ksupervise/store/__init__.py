@@ -27,8 +27,19 @@ from ksupervise.store.faults import (
 )
 from ksupervise.store.layout import RunLayout
 from ksupervise.store.lock import Owner, RunLock, owner_is_alive, read_owner
-from ksupervise.store.retention import COMPLETED_FITS, to_keep, to_thin
-from ksupervise.store.store import CheckpointStore, Damage
+from ksupervise.store.probe import takes_direct_writes
+from ksupervise.store.retention import (
+    COMPLETED_FITS,
+    Rank,
+    Reason,
+    Retention,
+    monitored,
+    to_free,
+    to_keep,
+    to_thin,
+    why_kept,
+)
+from ksupervise.store.store import CheckpointStore, Damage, Survey
 
 __all__ = [
     "CHUNK",
@@ -45,11 +56,16 @@ __all__ = [
     "Origin",
     "Owner",
     "Position",
+    "Rank",
+    "Reason",
+    "Retention",
     "RunLayout",
     "RunLock",
     "StoreFull",
     "StoreUnreadable",
     "StoreUnwritable",
+    "Survey",
+    "monitored",
     "owner_is_alive",
     "read_fault",
     "read_into",
@@ -58,9 +74,12 @@ __all__ = [
     "replace_file",
     "sync",
     "sync_dir",
+    "takes_direct_writes",
+    "to_free",
     "to_keep",
     "to_thin",
     "verify_file",
+    "why_kept",
     "write_fault",
     "write_file",
 ]

@@ -19,16 +19,18 @@ import mmap
 import os
 import stat
 import zlib
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from ksupervise.store.faults import DamagedCheckpoint, read_fault
+from ksupervise.store.helper import Helper
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-CHUNK = 8 * 1024 * 1024  # bytes under one digest, and the most that is held in memory at a time
+CHUNK = 8 * 1024 * 1024  # bytes under one digest; one or two of them are held in memory at a time
 MAX_CHUNK = 64 * 1024 * 1024  # bytes; what a manifest may ask of a reader's memory
 MAX_NAME = 100  # characters of a file's name
 
@@ -38,6 +40,7 @@ StrPath = str | os.PathLike[str]
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 _FULL_FSYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync stops at the drive's own cache
 _DIRECT: int = getattr(os, "O_DIRECT", 0)  # Linux
+_ADVISE: Any = getattr(os, "posix_fadvise", None)  # not on macOS
 _UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOTTY, errno.ENOSYS})
 
 
@@ -151,35 +154,65 @@ def replace_file(path: StrPath, data: bytes) -> None:
     temporary = os.path.join(directory, unique(f".{name}.tmp"))
     _create(temporary, [data])
     try:
-        os.rename(temporary, path)
+        move(temporary, path)
     except BaseException:
         remove_quietly(temporary)
         raise
     sync_dir(directory or ".")
 
 
+def move(source: StrPath, target: StrPath) -> None:
+    """Rename, on one file system. An error that comes although it was done is none.
+
+    Over a network the answer can be lost when the work was done; the call is then repeated, and fails because the
+    old name has gone.
+
+    Raises:
+        OSError: it was not done, or nobody can tell.
+    """
+    before = os.lstat(source)
+    try:
+        os.rename(source, target)
+    except OSError:
+        if not _lies_at(before, target):
+            raise
+
+
+def _lies_at(found: os.stat_result, path: StrPath) -> bool:
+    try:
+        return os.path.samestat(found, os.lstat(path))
+    except OSError:
+        return False
+
+
 def read_verified(path: StrPath, record: FileRecord) -> Iterator[memoryview]:
-    """The file's chunks in order, each verified before it is handed out, each in memory of its own.
+    """The file's chunks in order, each verified before it is handed out, each valid until the next is asked for.
+
+    While one is used the next is read, on a thread; memory is that of two chunks. The page cache of the machine is left
+    as it is. Whoever does not take all of them closes the iterator, or lets go of it.
 
     Raises:
         DamagedCheckpoint: size or digest differ, or the file is gone or unreadable for good.
         StoreUnreadable: it could not be read now; it may be whole.
     """
     path = os.fspath(path)
-    with _opened(path, record) as fd:
-        for index, digest in enumerate(record.crc32):
-            block = memoryview(bytearray(record.length(index)))
-            _read_chunk(fd, path, index * record.chunk, block, digest)
-            yield block
+    with _opened(path, record) as fd, ExitStack() as ends:
+        # Two helpers, each with a block of its own: while one's chunk is used, the other's is read and digested.
+        _set_direct(fd, record.size >= CHUNK and record.chunk % mmap.PAGESIZE == 0)
+        readers = [_Reader(fd, path, record) for _ in range(min(2, len(record.crc32)))]
+        for reader in readers:
+            ends.callback(reader.close)
+        for index in range(len(record.crc32) + 1):
+            if index < len(record.crc32):
+                readers[index % 2].begin(index)
+            if index:
+                yield readers[(index - 1) % 2].chunk()
 
 
 def verify_file(path: StrPath, record: FileRecord) -> None:
     """Read the whole file and keep nothing. Raises as `read_verified`."""
-    path = os.fspath(path)
-    block = memoryview(bytearray(min(record.chunk, record.size)))
-    with _opened(path, record) as fd:
-        for index, digest in enumerate(record.crc32):
-            _read_chunk(fd, path, index * record.chunk, block[: record.length(index)], digest)
+    for _ in read_verified(path, record):
+        pass
 
 
 def read_into(path: StrPath, record: FileRecord, target: memoryview) -> None:
@@ -194,11 +227,11 @@ def read_into(path: StrPath, record: FileRecord, target: memoryview) -> None:
     """
     if target.nbytes < record.size:
         raise ValueError(f"{record.name} needs {record.size} bytes, not {target.nbytes}")
-    path, target = os.fspath(path), target.cast("B")
-    with _opened(path, record) as fd:
-        for index, digest in enumerate(record.crc32):
-            start = index * record.chunk
-            _read_chunk(fd, path, start, target[start : start + record.length(index)], digest)
+    target = target.cast("B")
+    position = 0
+    for chunk in read_verified(path, record):
+        target[position : position + len(chunk)] = chunk
+        position += len(chunk)
 
 
 def remove_quietly(path: StrPath) -> None:
@@ -216,7 +249,7 @@ def remove_tree(path: str) -> bool:
             os.rmdir(path)
         else:
             os.unlink(path)
-    except OSError:
+    except (OSError, RecursionError):  # nobody of ours makes directories a thousand deep
         return not os.path.lexists(path)
     return True
 
@@ -227,6 +260,8 @@ def _create(path: StrPath, buffers: Iterable[Buffer]) -> tuple[int, tuple[int, .
         try:
             written = _write_blocks(fd, buffers)
             sync(fd)
+            if written[0] >= CHUNK:
+                _drop_cached(fd, 0, 0)
         finally:
             os.close(fd)
     except BaseException:
@@ -239,37 +274,58 @@ def _write_blocks(fd: int, buffers: Iterable[Buffer]) -> tuple[int, tuple[int, .
     """Write the buffers in blocks of CHUNK bytes; the size and each block's digest."""
     size = 0
     digests = []
-    for block in _blocks(buffers):
-        # Past the page cache: its write-back competes with training (0.12 s a checkpoint against 0.48 s).
-        # Only whole blocks are aligned as O_DIRECT wants it; small files and tails go the common way.
-        _set_direct(fd, len(block) == CHUNK)
-        _write_all(fd, block)
-        digests.append(zlib.crc32(block))
-        size += len(block)
+    with closing(Helper[int]("digest")) as helper:
+        for block in _blocks(buffers):
+            if len(block) == CHUNK:
+                helper.begin(partial(zlib.crc32, block))
+                _write_whole(fd, block)
+                digests.append(helper.result())
+            else:
+                # Only whole blocks are aligned as O_DIRECT wants it; small files and tails go the common way.
+                _set_direct(fd, on=False)
+                _write_all(fd, block)
+                digests.append(zlib.crc32(block))
+            size += len(block)
+            del block  # as `_blocks` wants it
     return size, tuple(digests)
 
 
 def _blocks(buffers: Iterable[Buffer]) -> Iterator[memoryview]:
-    """The buffers' bytes, cut anew every CHUNK bytes. A block is valid until the next is asked for."""
-    block = memoryview(mmap.mmap(-1, CHUNK))  # page-aligned, and without pages until they are touched
+    """The buffers' bytes, cut anew every CHUNK bytes. A block is valid until the next is asked for.
+
+    A block that lies in one buffer is not copied: whoever hands out page-aligned buffers of CHUNK bytes has them
+    written from where they are. Nothing of a buffer is held when the next is asked for: it may be a mapping that its
+    owner closes.
+    """
+    own = memoryview(mmap.mmap(-1, CHUNK))  # page-aligned, and without pages until they are touched
     filled = 0
     for buffer in buffers:
         rest = _bytes_of(buffer)
+        del buffer
         while rest:
             part = rest[: CHUNK - filled]
-            block[filled : filled + len(part)] = part
-            filled += len(part)
             rest = rest[len(part) :]
+            if len(part) == CHUNK:
+                yield part
+            else:
+                own[filled : filled + len(part)] = part
+                filled += len(part)
+            del part
             if filled == CHUNK:
-                yield block
+                yield own
                 filled = 0
+        del rest
     if filled:
-        yield block[:filled]
+        yield own[:filled]
 
 
 def _bytes_of(buffer: Buffer) -> memoryview:
     view = memoryview(buffer)
     return view.cast("B") if view.nbytes else memoryview(b"")  # a view with a 0 in its shape has no cast
+
+
+def _is_direct(fd: int) -> bool:
+    return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & _DIRECT)
 
 
 def _set_direct(fd: int, on: bool) -> None:
@@ -286,6 +342,26 @@ def _set_direct(fd: int, on: bool) -> None:
             raise
 
 
+def _write_whole(fd: int, block: memoryview) -> None:
+    """Write a block of CHUNK bytes past the page cache: write-back competes with training (0.12 s a checkpoint
+    against 0.48 s). Where that cannot be, have it written back now, and drop what has been.
+    """
+    _set_direct(fd, on=True)
+    _write_all(fd, block)
+    if not _is_direct(fd):
+        _drop_cached(fd, 0, 0)
+
+
+def _drop_cached(fd: int, start: int, length: int) -> None:
+    """Let the page cache forget these bytes (length 0: to the end); what is not on the disk yet is begun to be written.
+
+    It is advice: whether it is taken decides nothing.
+    """
+    if _ADVISE is not None:
+        with suppress(OSError):
+            _ADVISE(fd, start, length, os.POSIX_FADV_DONTNEED)
+
+
 def _write_all(fd: int, data: memoryview) -> None:
     while data:
         data = data[_write_some(fd, data) :]
@@ -296,18 +372,21 @@ def _write_some(fd: int, data: memoryview) -> int:
         return os.write(fd, data)
     except OSError as error:
         # Some file systems accept O_DIRECT and refuse the write (FUSE, or a stricter alignment).
-        if error.errno != errno.EINVAL or not fcntl.fcntl(fd, fcntl.F_GETFL) & _DIRECT:
+        if error.errno != errno.EINVAL or not _is_direct(fd):
             raise
     _set_direct(fd, on=False)
     return 0
 
 
 def open_plain(path: StrPath) -> int:
-    """A descriptor to read the file by. What is no file of ours must not be followed nor waited for.
+    """A descriptor to read the file by. What is no file of ours must not be followed, waited for or set going.
 
     Raises:
-        OSError: among others ELOOP for a link.
+        DamagedCheckpoint: a link, a pipe, a device or a directory lies there.
+        OSError: it cannot be opened.
     """
+    if not stat.S_ISREG(os.lstat(path).st_mode):  # to open some devices does something
+        raise DamagedCheckpoint(os.fspath(path), "it is not a plain file")
     # O_NONBLOCK: if a pipe lies there, do not wait for its writer.
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
 
@@ -326,17 +405,54 @@ def _opened(path: str, record: FileRecord) -> Iterator[int]:
         raise read_fault(error, path) from error
 
 
-def _read_chunk(fd: int, path: str, start: int, block: memoryview, digest: int) -> None:
-    """Fill `block` with the next bytes, which begin at `start`, and compare their digest."""
-    rest = block
-    while rest:
-        count = os.readv(fd, [rest])
-        if count == 0:
-            raise DamagedCheckpoint(path, "it ends early")
-        rest = rest[count:]
-    if zlib.crc32(block) != digest:
-        end = start + len(block)
-        raise DamagedCheckpoint(path, f"bytes {start} to {end} are not what was written (crc32 differs)")
+class _Reader:
+    """Reads and digests every other chunk of a file on a thread of its own, into one block of memory."""
+
+    def __init__(self, fd: int, path: str, record: FileRecord) -> None:
+        self._fd, self._path, self._record = fd, path, record
+        # Page-aligned for O_DIRECT; shared, as memory being read into past the cache must be if somebody forks.
+        size = min(record.chunk, record.size)
+        self._block = memoryview(mmap.mmap(-1, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE))
+        self._helper = Helper[memoryview]("read ahead", alone=len(record.crc32) == 1)
+
+    def begin(self, index: int) -> None:
+        """Read the chunk of that index; what was handed out before is not valid any more."""
+        self._helper.begin(partial(self._read, index))
+
+    def chunk(self) -> memoryview:
+        """The chunk that was begun. Raises OSError, DamagedCheckpoint."""
+        return self._helper.result()
+
+    def close(self) -> None:
+        """Wait until nothing reads any more."""
+        self._helper.close()
+
+    def _read(self, index: int) -> memoryview:
+        start, length = index * self._record.chunk, self._record.length(index)
+        chunk = self._block[:length]
+        done = 0
+        while done < length:
+            count = _read_some(self._fd, self._block[done:], start + done)
+            if count == 0:
+                raise DamagedCheckpoint(self._path, "it ends early")
+            done += count
+        if zlib.crc32(chunk) != self._record.crc32[index]:
+            end = start + length
+            raise DamagedCheckpoint(self._path, f"bytes {start} to {end} are not what was written (crc32 differs)")
+        if self._record.size >= CHUNK:
+            _drop_cached(self._fd, start, length)
+        return chunk
+
+
+def _read_some(fd: int, block: memoryview, start: int) -> int:
+    try:
+        return os.preadv(fd, [block], start)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    # Some file systems accept O_DIRECT and refuse the read.
+    _set_direct(fd, on=False)
+    return os.preadv(fd, [block], start)
 
 
 def check_size(path: str, found: os.stat_result, record: FileRecord) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 import zlib
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
@@ -19,7 +20,7 @@ from ksupervise.store.faults import DamagedCheckpoint, NewerFormat, read_fault
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
-MAX_MANIFEST = 64 * 1024 * 1024  # bytes
+MAX_MANIFEST = 4 * 1024 * 1024  # bytes: digests of 2.5 TB. Parsed, the worst of that size takes 100 MB
 
 Kind = Literal["batch", "epoch", "final"]
 Origin = Literal["interval", "epoch", "drain", "crash", "final", "user"]
@@ -30,6 +31,7 @@ _SELF = b',"self":"'
 _TAIL = len(_SELF) + len('00000000"}\n')
 _MAX_COUNT = 2**63 - 1
 _MAX_TEXT = 200  # characters
+_EXTRA_COUNTS = ("epochs", "model")  # what this package itself writes into `extra` and reads from it as numbers
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ class Manifest:
     def __post_init__(self) -> None:
         for name in ("run", "holder", "writer"):
             _check_text(name, getattr(self, name))
+        if not self.run.isprintable():  # it is told to the user
+            raise ValueError("run is not printable")
         for name in ("seq", "attempt"):
             _check_count(name, getattr(self, name))
         _check_choice("origin", self.origin, ORIGINS)
@@ -97,6 +101,8 @@ class Manifest:
             raise ValueError("created is not a time")
         if type(self.extra) is not dict:
             raise ValueError("extra is not an object")
+        for name in _EXTRA_COUNTS:
+            _check_count(name, self.extra.get(name, 0))
         check_payload_names([record.name for record in self.files])
 
     @property
@@ -163,8 +169,10 @@ def read_manifest(directory: str) -> Manifest:
     path = os.path.join(directory, MANIFEST)
     try:
         with open(path, "rb", opener=lambda name, _: open_plain(name)) as file:
-            size = os.fstat(file.fileno()).st_size
-            text = file.read(min(size, MAX_MANIFEST) + 1)
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise DamagedCheckpoint(path, "it is not a plain file")
+            text = file.read(min(found.st_size, MAX_MANIFEST) + 1)
     except OSError as error:
         raise read_fault(error, path) from error
     return decode(text, path)
@@ -191,6 +199,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _newer(values: dict[str, Any], path: str) -> str:
     writer = str(values.get("writer", "a newer ksupervise"))[:_MAX_TEXT]
+    writer = "".join(letter if letter.isprintable() else "?" for letter in writer)  # a terminal obeys some
     return (
         f"{path} was written by {writer} in format {values['format']}; this version reads up to {FORMAT}. "
         "Upgrade ksupervise, or start anew with --fresh."

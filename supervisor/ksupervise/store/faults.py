@@ -10,25 +10,46 @@ from ksupervise.errors import EXIT_GAVE_UP, EXIT_NOT_EXECUTABLE, EXIT_USAGE, Ksu
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 # These say that the bytes are not there or that the disk lost them. Every other errno (too many open
-# files, no permission, a mount that went away) says nothing about the checkpoint: it may be whole, and
-# whoever set it aside for that would lose it.
+# files, no permission, a mount that went away, a server that does not answer) says nothing about the
+# checkpoint: it may be whole, and whoever set it aside for that would lose it.
 _LOST = frozenset(
     getattr(errno, name)
     for name in ("ENOENT", "ENOTDIR", "EISDIR", "ELOOP", "ENXIO", "EIO", "ENODATA", "EBADMSG", "EUCLEAN")
     if hasattr(errno, name)
 )
 
+# The place is out of reach: advice alike for who reads and who writes.
+_REACH_ADVICE = {
+    errno.ENOTCONN: "The mount went away: remount it",
+    errno.ECONNABORTED: "The mount went away: remount it",
+    errno.ESTALE: "The server has forgotten the folder, or it was replaced there: remount it",
+    errno.ETIMEDOUT: "The server does not answer: see whether it and the network are up",
+    errno.EHOSTDOWN: "The server is down: wait for it",
+    errno.EHOSTUNREACH: "The server cannot be reached: see whether the network is up",
+    errno.ENODEV: "The disk has gone: attach it again",
+}
 _WRITE_ADVICE = {
     errno.ENOSPC: "Free some space on that disk, or choose another place with --store.",
     errno.EDQUOT: "Free some of your quota there, or choose another place with --store.",
     errno.EACCES: "Make the folder yours (chown, chmod), or choose another place with --store.",
     errno.EPERM: "Make the folder yours (chown, chmod), or choose another place with --store.",
-    errno.EROFS: "Remount it writable, or choose another place with --store.",
+    errno.EROFS: (
+        "It is mounted read-only, perhaps since the disk reported errors (see dmesg): "
+        "remount it writable, or choose another place with --store."
+    ),
     errno.ENOTDIR: "A folder is needed there: move the file away, or choose another place with --store.",
     errno.EEXIST: "Something is in the way: move it aside, or choose another place with --store.",
     errno.ENOENT: "The folder has gone: was the run's directory moved or deleted?",
     errno.EFBIG: "Files may not grow so large there (ulimit -f, or FAT): choose another place with --store.",
     errno.EIO: "The disk reports errors: see dmesg, and choose another place with --store.",
+    errno.EMFILE: "Too many files are open: raise the limit (ulimit -n).",
+    **{number: f"{advice}, or choose another place with --store." for number, advice in _REACH_ADVICE.items()},
+}
+_READ_ADVICE = {
+    errno.EACCES: "Make it yours (chown, chmod).",
+    errno.EPERM: "Make it yours (chown, chmod).",
+    errno.EMFILE: "Too many files are open: raise the limit (ulimit -n).",
+    **{number: f"{advice}." for number, advice in _REACH_ADVICE.items()},
 }
 _OTHER_ADVICE = "Choose another place with --store."
 
@@ -87,7 +108,8 @@ def read_fault(error: OSError, path: str) -> DamagedCheckpoint | StoreUnreadable
     """The error to raise when reading `path` failed with `error`: is it lost, or only out of reach?"""
     if error.errno in _LOST:
         return DamagedCheckpoint(path, _words(error))
-    return StoreUnreadable(f"Cannot read {path}: {_words(error)}. It may be whole: nothing was changed.")
+    advice = _READ_ADVICE.get(error.errno or 0, "Try again when it can be read.")
+    return StoreUnreadable(f"Cannot read {path}: {_words(error)}. It may be whole: nothing was changed. {advice}")
 
 
 def _words(error: OSError) -> str:

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -111,12 +112,10 @@ class RunLock:
         if self._fd is None:
             return
         fd, self._fd = self._fd, None
-        try:
+        with suppress(OSError):
             if self._pid == os.getpid():
                 os.ftruncate(fd, 0)
-        except OSError:
-            pass
-        finally:
+        with suppress(OSError):  # a mount that went away reports that here; the descriptor is gone all the same
             os.close(fd)
 
 

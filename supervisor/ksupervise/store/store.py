@@ -17,13 +17,14 @@ import stat
 import time
 import zlib
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ksupervise.store.atomic import (
     Buffer,
     StrPath,
     check_size,
+    move,
     read_into,
     read_verified,
     remove_tree,
@@ -43,16 +44,33 @@ from ksupervise.store.checkpoint import (
     decode,
     read_manifest,
 )
-from ksupervise.store.faults import DamagedCheckpoint, StoreUnreadable, read_fault, write_fault
+from ksupervise.store.faults import DamagedCheckpoint, NewerFormat, StoreUnreadable, read_fault, write_fault
 from ksupervise.store.layout import RunLayout
-from ksupervise.store.retention import to_keep
+from ksupervise.store.retention import Retention, to_free, to_keep
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from ksupervise.store.atomic import FileRecord
 
 Damage = tuple[str, str]  # path, reason
 
 _NAME = re.compile(r"(\d{12,19})-a\d")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """All that lies among the checkpoints, each in one of three lists.
+
+    Attributes:
+        valid: manifest and sizes are right, newest first; no payload was read.
+        damaged: path and reason.
+        unknown: path, and why it cannot be judged: out of reach now, or written by a newer ksupervise.
+    """
+
+    valid: tuple[Checkpoint, ...]
+    damaged: tuple[Damage, ...]
+    unknown: tuple[tuple[str, NewerFormat | StoreUnreadable], ...]
 
 
 class CheckpointStore:
@@ -68,6 +86,7 @@ class CheckpointStore:
         self.layout = RunLayout(root)
         self.run = run
         self._writer = writer
+        self._surely_whole = ""  # path of the checkpoint written or read in full since the last removal
 
     def commit(
         self,
@@ -79,6 +98,7 @@ class CheckpointStore:
         holder: str,
         origin: Origin,
         extra: dict[str, Any] | None = None,
+        check: Callable[[FileRecord], None] | None = None,
     ) -> Checkpoint:
         """Publish a checkpoint. When this returns it is on the disk, whole, and counts.
 
@@ -90,13 +110,15 @@ class CheckpointStore:
             holder: who writes.
             origin: why it is written.
             extra: plain JSON to find again in the manifest.
+            check: called with each file's record once that file is written. What it raises is raised here, and
+                nothing is published.
 
         Raises:
             StoreFull: the disk or the quota is full.
             StoreUnwritable: writing failed in another way.
             ValueError, TypeError: the arguments cannot be put into a manifest; nothing was written.
 
-            Whatever is raised, also by `files`, nothing published before is touched. The checkpoint is
+            Whatever is raised, also by `files` and `check`, nothing published before is touched. The checkpoint is
             then not there, or (when only the last sync failed) there, whole, and perhaps lost in a power
             cut. Try again with the next seq, never with the same.
         """
@@ -116,20 +138,27 @@ class CheckpointStore:
         check_payload_names(list(files))
         target = os.path.join(self.layout.checkpoints, _directory_name(draft))
         try:
-            manifest = self._publish(draft, files, target)
+            manifest = self._publish(draft, files, target, check)
         except OSError as error:
             raise write_fault(error, target) from error
+        self._surely_whole = target
         return Checkpoint(target, manifest)
 
-    def _publish(self, draft: Manifest, files: Mapping[str, Iterable[Buffer]], target: str) -> Manifest:
+    def _publish(
+        self,
+        draft: Manifest,
+        files: Mapping[str, Iterable[Buffer]],
+        target: str,
+        check: Callable[[FileRecord], None] | None,
+    ) -> Manifest:
         temporary = os.path.join(self.layout.tmp, unique(os.path.basename(target)))
         os.mkdir(temporary, 0o700)
         try:
-            manifest = _write_all_files(temporary, draft, files)
+            manifest = _write_all_files(temporary, draft, files, check)
             sync_dir(temporary)
             if os.path.lexists(target):  # an empty directory would be replaced silently
                 raise FileExistsError(errno.EEXIST, "taken", target)
-            os.rename(temporary, target)
+            move(temporary, target)
         except BaseException:
             remove_tree(temporary)
             raise
@@ -144,6 +173,27 @@ class CheckpointStore:
             NewerFormat: a newer ksupervise wrote one of them; going on without it would lose its work.
         """
         return self._scan()[0]
+
+    def survey(self) -> Survey:
+        """Everything that lies there. One that cannot be judged does not hide the others.
+
+        Raises:
+            StoreUnreadable: the directory itself cannot be read now.
+        """
+        valid: list[Checkpoint] = []
+        damaged: list[Damage] = []
+        unknown: list[tuple[str, NewerFormat | StoreUnreadable]] = []
+        for name in sorted(_list(self.layout.checkpoints)):
+            path = os.path.join(self.layout.checkpoints, name)
+            try:
+                valid.append(self._look(path))
+            except DamagedCheckpoint as error:
+                if os.path.lexists(path):  # else its owner pruned it while we looked
+                    damaged.append((path, error.reason))
+            except (NewerFormat, StoreUnreadable) as error:
+                unknown.append((path, error))
+        valid.sort(key=lambda each: each.manifest.order, reverse=True)
+        return Survey(tuple(valid), tuple(damaged), tuple(unknown))
 
     def damaged(self) -> list[Damage]:
         """Path and reason of everything else that lies among the checkpoints. Raises as `checkpoints`."""
@@ -197,7 +247,7 @@ class CheckpointStore:
             raise ValueError(f"{path} is not in {self.layout.checkpoints}")
         target = _free(os.path.join(self.layout.aside, os.path.basename(path)))
         try:
-            os.rename(path, target)
+            move(path, target)
             sync_dir(self.layout.aside)
             sync_dir(self.layout.checkpoints)
         except OSError as error:
@@ -226,27 +276,86 @@ class CheckpointStore:
             raise write_fault(error, checkpoint.path) from error
         return Checkpoint(checkpoint.path, thinner)
 
-    def prune(self, keep: int) -> list[str]:
-        """Remove all but the newest `keep` and the pinned ones (see `retention`); the paths removed.
+    def prune(self, retention: Retention | int) -> list[str]:
+        """Remove all but what retention keeps (see there); the paths removed, oldest first.
 
         Killed at any point, the survivors are as valid as before; leftovers in trash/ are swept later.
         What is damaged is not touched, nor counted.
 
+        Args:
+            retention: the policies; a number stands for so many of the newest and nothing else.
+
         Raises:
-            ValueError: `keep` is less than 1.
+            ValueError: `retention` is less than 1.
+            DamagedCheckpoint: the newest, for which the others were to go, is not whole; nothing was removed.
             StoreFull, StoreUnwritable: some or all victims are still there or in trash/.
             StoreUnreadable, NewerFormat: as `checkpoints`; nothing was removed.
         """
         valid = self.checkpoints()
-        kept = {each.path for each in to_keep(valid, keep)}
-        victims = [each.path for each in reversed(valid) if each.path not in kept]  # oldest first
-        if not victims:
+        kept = {each.path for each in to_keep(valid, retention)}
+        victims = [each for each in reversed(valid) if each.path not in kept]
+        self._give_up(victims, valid)
+        return [each.path for each in victims]
+
+    def free(self, wanted: int, retention: Retention | int, *, refused: bool = False) -> list[Checkpoint]:
+        """Make room for `wanted` bytes where the disk has less: what was removed, in the order in which it went.
+
+        First what was left in trash/, and in tmp/ by this process or a dead one (this one may not be writing
+        meanwhile). Then no more checkpoints than it takes, as `to_free` orders them; none if all would not do.
+
+        Args:
+            wanted: bytes.
+            retention: what is optional, and how much; as for `prune`.
+            refused: writing was refused for lack of room. If the disk has that much, a quota has not: then so
+                many bytes of checkpoints go, or all that may.
+
+        Raises:
+            As `prune`.
+        """
+        room = self.room()
+        short = room is not None and room < wanted  # else a quota is, or nothing
+        if not short and not refused:
             return []
+        self._sweep_own()
+        missing = wanted - (self.room() or 0) if short else wanted
+        valid = self.checkpoints()
+        victims = _enough(to_free(valid, retention), missing)
+        if short and sum(each.manifest.size for each in victims) < missing:
+            return []
+        self._give_up(victims, valid)
+        return victims
+
+    def room(self) -> int | None:
+        """Bytes that the disk has left for checkpoints, None where it does not say. It knows of no quota."""
         try:
-            self._remove(victims)
+            disk = os.statvfs(self.layout.checkpoints)
+        except OSError:
+            return None
+        return disk.f_bavail * disk.f_frsize if disk.f_blocks else None
+
+    def _give_up(self, victims: Sequence[Checkpoint], valid: Sequence[Checkpoint]) -> None:
+        """Remove `victims`, once the newest of what stays is surely whole: it is all that may be needed."""
+        if not victims:
+            return
+        doomed = {each.path for each in victims}
+        staying = [each for each in valid if each.path not in doomed]
+        if len(staying) < 2 or staying[0].path != self._surely_whole:
+            self._verify_before_removal(staying[0])
+        self._surely_whole = ""
+        try:
+            self._remove([each.path for each in victims])
+            sync_dir(self.layout.trash)  # a file system with a journal may give the room back only now
         except OSError as error:
             raise write_fault(error, self.layout.trash) from error
-        return victims
+
+    def _verify_before_removal(self, checkpoint: Checkpoint) -> None:
+        try:
+            self.verify(checkpoint)
+        except DamagedCheckpoint as damage:
+            reason = (
+                damage.reason if damage.path == checkpoint.path else f"{os.path.basename(damage.path)}: {damage.reason}"
+            )
+            raise DamagedCheckpoint(checkpoint.path, reason) from damage
 
     def _remove(self, victims: Sequence[str]) -> None:
         # The survivors' names first: they may come from a life that was killed before it synced them.
@@ -254,13 +363,21 @@ class CheckpointStore:
         doomed = []
         for path in victims:
             doomed.append(os.path.join(self.layout.trash, unique(os.path.basename(path))))
-            os.rename(path, doomed[-1])
+            move(path, doomed[-1])
         # Only when they are gone for good from checkpoints/ may their bytes go: after a power cut a
         # victim that came back half-removed would look like damage.
         sync_dir(self.layout.trash)
         sync_dir(self.layout.checkpoints)
         for path in doomed:
             remove_tree(path)
+
+    def _sweep_own(self) -> None:
+        """Remove what removals and commits of the past left; another process may be writing in tmp/."""
+        for name in _list(self.layout.trash):
+            remove_tree(os.path.join(self.layout.trash, name))
+        for name in _list(self.layout.tmp):
+            if not _has_writer(name):
+                remove_tree(os.path.join(self.layout.tmp, name))
 
     def sweep(self) -> list[str]:
         """Remove what killed owners left in tmp/, in trash/, in thinned checkpoints and as temporary files.
@@ -275,25 +392,19 @@ class CheckpointStore:
             for directory in (self.layout.tmp, self.layout.trash)
             for name in _list(directory)
         ]
-        leftovers += [
-            path for each in self.checkpoints() if each.manifest.extra.get("thin") for path in _unlisted(each)
-        ]
-        root = str(self.layout.root)
-        leftovers += [os.path.join(root, name) for name in _list(root) if _is_temporary(name)]
+        found = self.checkpoints()
+        leftovers += [path for each in found if each.manifest.extra.get("thin") for path in _unlisted(each)]
+        # A thinning that was killed before its new manifest was in place, a reason that was not written to its end.
+        directories = [str(self.layout.root), self.layout.aside, *(each.path for each in found)]
+        temporary = [os.path.join(each, name) for each in directories for name in _list(each) if _is_temporary(name)]
+        leftovers += [path for path in temporary if path not in leftovers]
         return [path for path in leftovers if remove_tree(path)]
 
     def _scan(self) -> tuple[list[Checkpoint], list[Damage]]:
-        valid: list[Checkpoint] = []
-        damaged: list[Damage] = []
-        for name in sorted(_list(self.layout.checkpoints)):
-            path = os.path.join(self.layout.checkpoints, name)
-            try:
-                valid.append(self._look(path))
-            except DamagedCheckpoint as error:
-                if os.path.lexists(path):  # else its owner pruned it while we looked
-                    damaged.append((path, error.reason))
-        valid.sort(key=lambda each: each.manifest.order, reverse=True)
-        return valid, damaged
+        found = self.survey()
+        if found.unknown:
+            raise found.unknown[0][1]
+        return list(found.valid), list(found.damaged)
 
     def _look(self, path: str) -> Checkpoint:
         """The checkpoint at `path`, if manifest and sizes are right. Raises DamagedCheckpoint if not."""
@@ -307,6 +418,31 @@ class CheckpointStore:
             file = checkpoint.file_path(record.name)
             check_size(file, _lstat(file), record)
         return checkpoint
+
+
+def _enough(checkpoints: Iterable[Checkpoint], missing: int) -> list[Checkpoint]:
+    """The first of them that together take `missing` bytes; all, if they take less."""
+    enough: list[Checkpoint] = []
+    for each in checkpoints:
+        if missing <= 0:
+            break
+        enough.append(each)
+        missing -= each.manifest.size
+    return enough
+
+
+def _has_writer(name: str) -> bool:
+    """Whether another process that is alive made the file of that name, which `unique` gave."""
+    pid = name.rpartition(".")[0].rpartition(".")[2]
+    if not pid.isdecimal() or int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _unlisted(checkpoint: Checkpoint) -> list[str]:
@@ -323,10 +459,19 @@ def _as_read_back(draft: Manifest) -> Manifest:
         raise ValueError(f"a checkpoint cannot hold this: {error.reason}") from error
 
 
-def _write_all_files(directory: str, draft: Manifest, files: Mapping[str, Iterable[Buffer]]) -> Manifest:
+def _write_all_files(
+    directory: str,
+    draft: Manifest,
+    files: Mapping[str, Iterable[Buffer]],
+    check: Callable[[FileRecord], None] | None,
+) -> Manifest:
     """Write the payload, then the manifest: without it the directory is worth nothing."""
-    records = tuple(write_file(os.path.join(directory, name), data) for name, data in files.items())
-    manifest = replace(draft, files=records)
+    records = []
+    for name, data in files.items():
+        records.append(write_file(os.path.join(directory, name), data))
+        if check is not None:
+            check(records[-1])
+    manifest = replace(draft, files=tuple(records))
     write_file(os.path.join(directory, MANIFEST), [manifest.encode()])
     return manifest
 
