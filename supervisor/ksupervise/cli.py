@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 import click
 
 from ksupervise import __version__
-from ksupervise.errors import EXIT_INTERRUPTED, KsuperviseError, UsageError
+from ksupervise.errors import EXIT_INTERRUPTED, KsuperviseError, RunNotFound, UsageError
 
+_KEEP = ("keep", "keep_best", "keep_every", "keep_bytes")
 _LATER = ("watch", "export", "report", "rehearse", "doctor", "unit")
 
 _RUN_OPTIONS = [
@@ -24,6 +25,9 @@ _RUN_OPTIONS = [
     click.option("--every", metavar="DUR", help="A checkpoint at least this often (default 5m)."),
     click.option("--overhead", metavar="PCT", help="Share of time checkpoints may cost (default 1)."),
     click.option("--keep", metavar="N", help="Newest checkpoints kept (default 3)."),
+    click.option("--keep-best", metavar="NAME", help="Also the one with the best NAME (val_loss, my_metric:max)."),
+    click.option("--keep-every", metavar="K", help="Also the end of every K-th epoch."),
+    click.option("--keep-bytes", metavar="SIZE", help="Beyond SIZE (20GB, 500MiB) optional ones go."),
     click.option("--max-failures", metavar="N", help="Stop after N failures without a newer checkpoint (default 3)."),
     click.option("--grace", metavar="DUR", help="From being asked to stop to being killed (default 30s)."),
     click.option("--stall", metavar="DUR|off", help="Kill and relaunch after DUR without a step (default off)."),
@@ -142,7 +146,11 @@ def _directory(ctx: click.Context, name: str | None, store: str | None) -> Path:
     from ksupervise.report.status import find
 
     chosen = settings.load({"store": store or ctx.obj.get("store")})
-    return find(chosen.store.absolute(), name or ctx.obj.get("name") or chosen.name)
+    try:
+        return find(chosen.store.absolute(), name or ctx.obj.get("name") or chosen.name)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RunNotFound(f"{chosen.store} cannot be read: {reason}. Is its disk mounted, and is it yours?") from None
 
 
 @front.command()
@@ -191,32 +199,36 @@ def stop(ctx: click.Context, run: str | None, store: str | None) -> None:
 @_store_option
 @click.pass_context
 def checkpoints(ctx: click.Context, run: str | None, store: str | None, as_json: bool) -> None:
-    """List the checkpoints of a run, newest first."""
+    """List the checkpoints of a run, newest first, and why each is kept."""
+    from ksupervise import settings
+    from ksupervise.parent.room import retention_of
     from ksupervise.report import checkpoints as report
 
-    entries = report.as_json(report.open_store(_directory(ctx, run, store)))
+    usual = retention_of(settings.load({name: ctx.obj.get(name) for name in _KEEP}))
+    entries = report.as_json(report.open_store(_directory(ctx, run, store)), usual)
     click.echo(json.dumps(entries) if as_json else report.as_text(entries))
 
 
 @front.command()
 @click.argument("run", required=False)
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
 @_store_option
 @click.pass_context
-def verify(ctx: click.Context, run: str | None, store: str | None) -> None:
+def verify(ctx: click.Context, run: str | None, store: str | None, as_json: bool) -> None:
     """Check every byte of every checkpoint.
 
-    Exit 1 if one is damaged.
+    Exit 1 if one is damaged. If nobody supervises the run, what is damaged is set aside.
     """
     from ksupervise.report import checkpoints as report
 
-    findings = report.verify(report.open_store(_directory(ctx, run, store)))
-    for finding in findings:
-        click.echo(f"{'damaged' if finding.reason else 'whole  '}  {finding.path}  {finding.reason}".rstrip())
-    damaged = sum(1 for finding in findings if finding.reason)
-    click.echo(f"{len(findings) - damaged} whole, {damaged} damaged")
-    if damaged:
-        click.echo("the next start goes on from the newest whole one and sets the others aside", err=True)
-        raise SystemExit(1)
+    opened = report.open_store(_directory(ctx, run, store))
+    findings, note = report.set_aside_damaged(opened, report.verify(opened))
+    shown = json.dumps(report.findings_as_json(findings)) if as_json else report.findings_as_text(findings)
+    click.echo(shown)
+    if note:
+        _complain(note)
+    if code := report.exit_code(findings):
+        raise SystemExit(code)
 
 
 def main(argv: list[str] | None = None) -> NoReturn:

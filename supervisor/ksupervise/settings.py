@@ -16,6 +16,9 @@ from ksupervise.errors import UsageError
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h|d)")
+_SIZES = {f"{prefix}B": 1000**power for power, prefix in enumerate(("", "K", "M", "G", "T"))}
+_SIZES |= {f"{prefix}IB": 1024**power for power, prefix in enumerate(("K", "M", "G", "T"), 1)}
+_SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s?([KMGT]?I?B)", re.IGNORECASE)
 _TIME_OF_DAY = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?")
 
 DEFAULTS: dict[str, Any] = {
@@ -40,6 +43,9 @@ class Settings:
         every: a checkpoint at least this often.
         overhead: share of the training's time that checkpoints may cost, 0..1.
         keep: newest checkpoints kept.
+        keep_best: name of a monitored value and "min" or "max": the best one is kept, too. None for none.
+        keep_every: ends of epochs kept whose number is a multiple of it, None for none.
+        keep_bytes: what checkpoints may take together, None for no cap.
         max_failures: failures without a newer checkpoint after which the run stops.
         grace: between being asked to stop and being killed.
         stall: seconds without a step that count as a stall, None for no watch.
@@ -53,6 +59,9 @@ class Settings:
     every: float = 300.0
     overhead: float = 0.01
     keep: int = 3
+    keep_best: tuple[str, str] | None = None
+    keep_every: int | None = None
+    keep_bytes: int | None = None
     max_failures: int = 3
     grace: float = 30.0
     stall: float | None = None
@@ -170,6 +179,66 @@ def _count(name: str, value: Any) -> int:
     return int(value)
 
 
+def _best(name: str, value: Any) -> tuple[str, str]:
+    """`val_loss`, `my_metric:max`: what is monitored, and whether the least or the greatest of it is best."""
+    monitored, colon, direction = str(value).strip().partition(":")
+    if not monitored or (colon and direction not in ("min", "max")) or not isinstance(value, str):
+        raise _bad(name, value, "the name of a value in fit's logs, such as val_loss, or NAME:min or NAME:max")
+    return monitored, direction or _direction(name, monitored)
+
+
+def _direction(name: str, monitored: str) -> str:
+    """As `mode="auto"` of Keras' callbacks: the metric decides, and where it is not known, nobody guesses.
+
+    Keras asks the metric itself (`Metric._direction`); here its usual name has to do.
+    """
+    words = f"_{monitored.lower()}"
+    for direction, known in (("min", _LESS), ("max", _MORE)):
+        if any(f"_{word}" in words for word in known):
+            return direction
+    raise UsageError(f"{name} {monitored}: is less or more of it better? Give {monitored}:min or {monitored}:max")
+
+
+# How words in the names of Keras' metrics and losses begin, by what is better. A name that has both is a loss.
+_LESS: tuple[str, ...] = (
+    "loss",
+    "error",
+    "mse",
+    "mae",
+    "mape",
+    "msle",
+    "rmse",
+    "crossentropy",
+    "hinge",
+    "divergence",
+    "logcosh",
+)
+_LESS += ("poisson", "false_positives", "false_negatives")
+_MORE: tuple[str, ...] = (
+    "acc",
+    "auc",
+    "precision",
+    "recall",
+    "iou",
+    "io_u",
+    "f1",
+    "fbeta",
+    "fmeasure",
+    "sensitivity",
+    "specificity",
+)
+_MORE += ("r2_score", "cosine_similarity", "correlation", "true_positives", "true_negatives")
+
+
+def _size(name: str, value: Any) -> int:
+    """Bytes of `20GB`, `500MiB`, `1.5 TB`."""
+    match = _SIZE.fullmatch(str(value).strip())
+    size = int(float(match[1]) * _SIZES[match[2].upper()]) if match and match[2].upper() in _SIZES else 0
+    if size < 1:
+        raise _bad(name, value, "a size such as 20GB or 500MiB")
+    return size
+
+
 def _seed(name: str, value: Any) -> int:
     if not re.fullmatch(r"\d{1,10}", str(value).strip()) or int(value) >= 2**32:
         raise _bad(name, value, "a whole number from 0 to 4294967295")
@@ -222,6 +291,9 @@ _READERS: dict[str, Any] = {
     "every": _positive_duration,
     "overhead": _percent,
     "keep": _count,
+    "keep_best": _best,
+    "keep_every": _count,
+    "keep_bytes": _size,
     "max_failures": _count,
     "grace": duration,
     "stall": _stall,

@@ -17,6 +17,10 @@ import os
 import sys
 from typing import Any, ClassVar
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
 ENV_RUN = "KSUPERVISE_RUN"  # the run's name
 ENV_ATTEMPT = "KSUPERVISE_ATTEMPT"  # number of the attempt, from 1
 ENV_RUN_DIR = "KSUPERVISE_RUN_DIR"
@@ -30,6 +34,7 @@ PAGE = 4096
 # The file with the model's and the optimizers' variables: apart, because of a fit that was completed long ago only the
 # rest is kept.
 VARIABLES = "state.safetensors"
+DIGEST_CHUNK = 8 * 1024 * 1024  # bytes under one digest of a slot's content; the store's is the same
 MESSAGE_LIMIT = 16 * 1024 * 1024  # bytes of one message; a longer one is not ours
 
 # Phases of the child as its beat tells them.
@@ -75,12 +80,14 @@ def _decode(line: bytes | bytearray) -> dict[str, Any] | None:
 class Control:
     """One page of numbers shared by parent and child; every field is 8 aligned bytes.
 
-    The parent writes the first line of fields, the child the second. Times are seconds of
+    The parent writes the fields below 16, the child those above. Points in time are seconds of
     CLOCK_MONOTONIC, which all processes of one boot share.
     """
 
     _WORDS: ClassVar = {
         "drain": 0,  # 0 go on · 1 stage at the next batch · 2 stage and leave
+        "stage_term": 7,  # what binds the interval: index into core/cadence.TERMS
+        "commit_term": 8,
         "phase": 16,
         "fit": 17,  # ordinal of the fit, from 1
         "epoch": 18,
@@ -89,8 +96,20 @@ class Control:
         "executed": 21,  # optimizer steps begun in this attempt, repeated ones included
         "epochs": 22,  # epochs that the fit was asked for
         "first_step": 23,  # run-wide step at which this attempt began to train
+        "staged_step": 24,  # run-wide step of the newest stage
+        "slots": 25,  # that memory suffices for, plus 1; 0 while that is unknown
     }
-    _TIMES: ClassVar = {"deadline": 1, "interval": 2, "overhead": 3, "beat": 32}
+    _TIMES: ClassVar = {
+        "deadline": 1,
+        "stage_every": 2,  # seconds between stages
+        "commit_every": 3,
+        "persist": 4,  # seconds that a commit is expected to take
+        "slowdown": 5,  # share of that by which training is slower
+        "mttf": 6,  # seconds expected between interruptions of the machine
+        "beat": 32,
+        "stage_cost": 33,  # seconds for which the newest stage stopped training
+        "staged_at": 34,
+    }
 
     STAGE, LEAVE = 1, 2
 
@@ -130,18 +149,23 @@ class Slot:
     The header is written in an order that makes a torn slot recognizable: `WRITING` before the
     first byte of the content, `COMPLETE` after the last. Content is whatever `files` names:
     ``{"state.safetensors": (offset, size), "rest.safetensors": (offset, size), "state.json": (offset, size)}``.
+
+    Digests may follow later, at the offset that the description calls "digests": the zlib.crc32 of each DIGEST_CHUNK
+    bytes of each file, in order, 4 bytes each. They tell whether a dying process has scribbled.
     """
 
     WRITING, COMPLETE = 1, 2  # 0 is memory that was never written
     _MAGIC = 0x31544F4C53555053  # "SPUSLOT1"
-    _HEADER = "Q" * 4  # magic, status, seq, bytes of the description
+    _WORDS = 5  # magic, status, seq, bytes of the description, seq that the digests are of
     _DESCRIPTION = 64  # where the JSON description begins
     # The state grows a little with each epoch's History, and a new mapping costs a fault for every page (0.15 s for
     # 300 MB, where the copy into mapped pages takes 0.03). Pages that nobody touched take no memory.
     _HEADROOM = 1024 * 1024
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, on_disk: bool = False) -> None:
+        """`on_disk`: it is a file, where there is no memfd; its blocks are reserved before it is mapped."""
         self.fd = fd
+        self.on_disk = on_disk
         self._map: mmap.mmap | None = None
 
     @property
@@ -149,11 +173,28 @@ class Slot:
         """Bytes that the memfd has now."""
         return os.fstat(self.fd).st_size
 
+    @property
+    def taken(self) -> int:
+        """Bytes of memory that it takes now: of the pages that were touched."""
+        return os.fstat(self.fd).st_blocks * 512
+
     def reserve(self, size: int) -> None:
         """Grow to at least `size` bytes. Raises OSError when memory does not suffice."""
         if size > self.size:
             self.close()
-            os.ftruncate(self.fd, -(-(size + self._HEADROOM) // PAGE) * PAGE)
+            size = -(-(size + self._HEADROOM) // PAGE) * PAGE
+            if self.on_disk and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self.fd, 0, size)  # a full disk is an error here, and SIGBUS later
+            os.ftruncate(self.fd, size)
+
+    def empty(self) -> None:
+        """Give its memory back; what is still mapped reads as zeros."""
+        if self.size:
+            self.view()
+            assert self._map is not None
+            with contextlib.suppress(OSError, AttributeError):  # Linux
+                self._map.madvise(mmap.MADV_REMOVE)
+        self.close()
 
     def view(self) -> memoryview:
         """All bytes of the slot, writable, mapped at first use."""
@@ -174,8 +215,9 @@ class Slot:
         """Mark the slot torn until `complete` is called."""
         self.reserve(PAGE)
         with self.view() as view:
-            header = view[:32].cast("Q")
+            header = view[: 8 * self._WORDS].cast("Q")
             header[1] = self.WRITING
+            header[4] = 0
             header[0] = self._MAGIC
 
     def complete(self, seq: int, description: dict[str, Any]) -> None:
@@ -185,16 +227,36 @@ class Slot:
             raise ValueError(f"the stage's description has {len(text)} bytes, more than a page holds")
         with self.view() as view:
             view[self._DESCRIPTION : self._DESCRIPTION + len(text)] = text
-            header = view[:32].cast("Q")
+            header = view[: 8 * self._WORDS].cast("Q")
             header[2], header[3] = seq, len(text)
             header[1] = self.COMPLETE
+
+    def void(self) -> None:
+        """What it holds is not to be used."""
+        os.pwrite(self.fd, self.WRITING.to_bytes(8, "little"), 8)
+
+    def write_digests(self, seq: int, offset: int, digests: Sequence[int]) -> None:
+        """Add the digests of stage `seq`, which must still be in the slot."""
+        os.pwrite(self.fd, b"".join(each.to_bytes(4, "little") for each in digests), offset)
+        os.pwrite(self.fd, seq.to_bytes(8, "little"), 8 * 4)
+
+    def read_digests(self, description: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
+        """Of each file's chunks; None as long as they were not all taken."""
+        if not description.get("digests") or os.pread(self.fd, 8, 8 * 4) != description["seq"].to_bytes(8, "little"):
+            return None
+        counts = {name: -(-size // DIGEST_CHUNK) for name, (_, size) in description["files"].items()}
+        data = memoryview(os.pread(self.fd, 4 * sum(counts.values()), description["digests"])).cast("I")
+        found, at = {}, 0
+        for name, count in counts.items():
+            found[name], at = tuple(data[at : at + count]), at + count
+        return found
 
     def read_description(self) -> dict[str, Any] | None:
         """The description with its "seq" if the slot is complete, else None. Never maps the content."""
         head = os.pread(self.fd, PAGE, 0)
         if len(head) < PAGE:
             return None
-        magic, status, seq, length = memoryview(head)[:32].cast("Q")
+        magic, status, seq, length = memoryview(head)[:32].cast("Q")  # all but the digests' word
         if magic != self._MAGIC or status != self.COMPLETE or length > PAGE - self._DESCRIPTION:
             return None
         description = _decode(head[self._DESCRIPTION : self._DESCRIPTION + length])

@@ -13,8 +13,8 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import tensorflow as tf
 
-from ksupervise.child.pipeline import Pipeline
-from ksupervise.child.shuffles import Shuffles
+from ksupervise.child.data.pipeline import Pipeline
+from ksupervise.child.data.shuffles import Shuffles
 
 EPOCHS, SAVED_BEHIND = 5, 2
 Datasets = list[tf.data.Dataset]

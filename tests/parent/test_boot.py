@@ -25,7 +25,8 @@ def test_the_same_sources_make_the_same_bytes() -> None:
 
 
 def test_it_holds_the_childs_part_and_nothing_else() -> None:
-    rooms = {f"ksupervise/{room}/{path.name}" for room in ("child", "store") for path in (PACKAGE / room).glob("*.py")}
+    files = (path for room in ("child", "store") for path in (PACKAGE / room).rglob("*.py"))
+    rooms = {f"ksupervise/{path.relative_to(PACKAGE)}" for path in files if path.name != "sitecustomize.py"}
     leaves = {"sitecustomize.py", "ksupervise/__init__.py", "ksupervise/errors.py", "ksupervise/wire.py"}
     with packed() as archive:
         assert set(archive.namelist()) == rooms | leaves

@@ -15,7 +15,9 @@ from types import FrameType
 from typing import Any
 
 from ksupervise import wire
-from ksupervise.child import callbacks, codec, fingerprint, layers, pipeline, position, randomness, state
+from ksupervise.child import callbacks, codec, fingerprint, layers, randomness, state
+from ksupervise.child.capture import FORMAT, Capture, Moment
+from ksupervise.child.data import position
 from ksupervise.child.sigterm import Sigterm
 from ksupervise.wire import Control
 
@@ -23,10 +25,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ksupervise.child.session import Session
 
-_FORMAT = 1  # of state.json
-_FLOOR = 2.0  # seconds between two stages, unless --every asks for more: the parent's commit has its cost too
 _FINAL_WAIT = 600.0  # seconds that a completed fit waits for its final state to be durable
 _LEAVE_MARGIN = 2.0  # seconds before the deadline at which a long validation is left
+_SAVE_MARGIN = 1.2  # a save is begun before a deadline if so many times what it takes is left
+_SOON = 0.1  # seconds after which a slot that was not free is looked at again
 
 
 def _harmless(method: Callable[..., None]) -> Callable[..., None]:
@@ -79,13 +81,16 @@ class Fit:
         ordinal: int,
         epochs: int,
         answer: dict[str, Any],
+        asked: float,
     ) -> None:
+        """`asked`: CLOCK_MONOTONIC second at which the parent was asked for the `answer`."""
         self.session = session
         self._model = callback_list.model
         self._ordinal = ordinal
         self._first_fit_of_model = session.ordinal_of(self._model, ordinal)
         self._epochs = epochs
         self._answer = answer
+        self._asked = asked
         self._iterator = caller.f_locals.get("epoch_iterator")
         self._position = self._position_in(caller)
         self._inventory = state.Inventory(self._model)
@@ -95,14 +100,13 @@ class Fit:
         self._stride = self._position.steps_per_execution if self._position else 1
         self._loaded: tuple[dict[str, Any], dict[str, Any]] | None = None
         self._last_logs: Any = None
-        self._draws: bool | None = None
         self._set_initial_epoch = False
         self._epoch = 0
         self._batches = 0  # of the epoch in hand, begun
         self._ended = 0  # of those, if the data is of unknown length: the last one that begins is none
         self._batch_logs: Any = None
         self._epoch_step = session.step  # run-wide step at which the epoch in hand began
-        self._due = 0.0
+        self._since = time.monotonic()  # the next stage is due so long after it as the parent says
         self._validation_began = 0.0
         self._validation_seconds = 0.0
         self._sigterm = Sigterm(caller)
@@ -111,6 +115,19 @@ class Fit:
         self.open = False
         self.complete = answer["mode"] == "skip"
         self.of_unknown_length = self._position is not None and self._position.steps is None
+        grant = session.link.grant
+        self._monitor: dict[str, Any] = grant.get("monitor") or {}
+        self._keep_every = int(grant.get("keep_every") or 0)
+        self._capture = Capture(
+            self._model,
+            self._inventory,
+            self._layers,
+            self._roster,
+            self._position,
+            session.fingerprint,
+            self._monitor.get("name"),
+            {"epochs": epochs, "model": self._first_fit_of_model},
+        )
 
     def _position_in(self, caller: FrameType) -> position.Position | None:
         """None where the source is not as we know it: then only an epoch's end can be gone back to."""
@@ -138,8 +155,8 @@ class Fit:
 
     def _read(self) -> tuple[dict[str, Any], dict[str, Any]]:
         arrays, saved = self.session.stager.read(int(self._answer["slot"]))
-        if saved.get("format") != _FORMAT:
-            self.session.refuse(f"the checkpoint's state is of format {saved.get('format')}, this reads {_FORMAT}")
+        if saved.get("format") != FORMAT:
+            self.session.refuse(f"the checkpoint's state is of format {saved.get('format')}, this reads {FORMAT}")
         return arrays, saved
 
     def _go_back(self, states: dict[str, Any]) -> None:
@@ -165,7 +182,7 @@ class Fit:
         if not control.integer("executed"):
             control["first_step"] = session.step
         self._sigterm.listen()
-        self._plan_next()
+        self._since = time.monotonic()
 
     def _begin_position(self) -> None:
         try:
@@ -229,7 +246,8 @@ class Fit:
         at = saved["position"]
         told = {**{name: at[name] for name in ("fit", "epoch", "batch", "step")}, "epochs": self._epochs}
         message = {"op": "restored", "mode": self._answer["mode"], "seq": self._answer["seq"], **told}
-        self.session.link.send({**message, "guarantee": guarantee})
+        seconds = round(time.monotonic() - self._asked, 4)
+        self.session.link.send({**message, "guarantee": guarantee, "seconds": seconds})
 
     @_all_or_nothing
     def put_back(self) -> None:
@@ -309,7 +327,7 @@ class Fit:
             self._attend_layers()
         now = time.monotonic()
         if (
-            now >= self._due
+            now - self._since >= self.session.control.times[2]
             or self.session.control.words[0]
             or self._sigterm.noted
             or self.session.link.orphaned
@@ -325,6 +343,8 @@ class Fit:
             self._layers.about_to_step()
         else:
             self._layers.stepped()
+            self._capture.look()
+            self.session.stager.prepare(self._inventory.size)  # the optimizer has all its variables now
 
     def begin_batch(self, batch: int) -> None:
         """Batch number `batch` of the epoch begins, and the script's callbacks have seen it."""
@@ -341,15 +361,29 @@ class Fit:
             return False
         steps = self._position.steps
         is_last = steps is not None and batch + self._stride >= steps
-        return is_last and now + self._validation_seconds >= self._due
+        return is_last and now + self._validation_seconds - self._since >= self.session.control["stage_every"]
 
     @_harmless
     def _attend(self, batch: int) -> None:
         leaving = self._leaving()
-        if self._wants_stage() or leaving or time.monotonic() >= self._due or self._validation_seconds:
-            self._stage("batch", batch, "drain" if leaving else "interval", wait=self._time_left(leaving))
+        asked = self._wants_stage()
+        if leaving and not self._can_still_save(leaving):
+            self._leave(leaving)
+        if asked or leaving or self._stage_due() or self._validation_seconds:
+            origin = "drain" if leaving else "user" if asked else "interval"
+            self._stage("batch", batch, origin, durable=bool(asked or leaving), wait=self._time_left(leaving))
         if leaving:
             self._leave(leaving)
+
+    def _stage_due(self) -> bool:
+        return time.monotonic() - self._since >= self.session.control["stage_every"]
+
+    def _can_still_save(self, leaving: str) -> bool:
+        """A new state would be durable before the deadline; if not, the newest whole one has to do."""
+        if not self.session.stager.newest_seq:
+            return True  # there is none: what can be done is to try
+        control = self.session.control
+        return self._time_left(leaving) >= _SAVE_MARGIN * (control["stage_cost"] + control["persist"])
 
     def _wants_stage(self) -> bool:
         control = self.session.control
@@ -434,11 +468,26 @@ class Fit:
             self._position.end_epoch()
         last = self._epoch >= self._epochs or bool(getattr(self._model, "stop_training", False))
         leaving = self._leaving()
-        if last or leaving or self._wants_stage() or self._epoch_due():
-            wait = _FINAL_WAIT if last else self._time_left(leaving)
-            self._stage("epoch", 0, "drain" if leaving else "epoch", wait=wait)
+        kept = last or self._wants_stage() or self._is_kept()
+        if leaving and not self._can_still_save(leaving):
+            self._leave(leaving)
+        if kept or leaving or self._stage_due():
+            wait = self._time_left(leaving) if leaving else _FINAL_WAIT if kept else 0.0
+            self._stage("epoch", 0, "drain" if leaving else "epoch", durable=bool(kept or leaving), wait=wait)
         if leaving:
             self._leave(leaving)
+
+    def _is_kept(self) -> bool:
+        """Retention wants this epoch's end: by --keep-every, or as the best one so far by --keep-best."""
+        if self._keep_every and self._epoch % self._keep_every == 0:
+            return True
+        value, best = self._capture.monitored(self._last_logs), self._monitor.get("best")
+        if self._monitor and value is None:
+            self.session.note(f"--keep-best {self._monitor['name']}: no such value among this script's logs")
+        if value is None or (best is not None and (value <= best if self._monitor["mode"] == "max" else value >= best)):
+            return False
+        self._monitor["best"] = value
+        return True
 
     def _count_partial_execution(self) -> None:
         """An epoch's last execution may have been shorter than counted, or there was none any more."""
@@ -450,12 +499,6 @@ class Fit:
             control["step"] = self._epoch_step + steps
             self._batches = steps
 
-    def _epoch_due(self) -> bool:
-        """An epoch's end is staged as often as the allowed overhead permits."""
-        stager, control = self.session.stager, self.session.control
-        pause = min(max(stager.cost / max(control["overhead"], 1e-6), _FLOOR), control["interval"])
-        return time.monotonic() - stager.at >= pause
-
     def last_logs(self, logs: Any) -> Any:
         """What on_train_end is to be told: after a resume behind the last epoch Keras does not know."""
         return self._last_logs if logs is None and self._last_logs is not None else logs
@@ -465,12 +508,12 @@ class Fit:
         """The fit is over and the script's callbacks have seen its end: the final state must not be lost."""
         self._sigterm.stop()
         self._forget_initial_epoch()
-        self._stage("final", 0, "final", wait=_FINAL_WAIT)
+        self._stage("final", 0, "final", durable=True, wait=_FINAL_WAIT)
         self.open = False
         if self._position is not None:
             self._position.end()
         self.session.control["phase"] = wire.PHASE_OUTSIDE
-        self.session.link.wait_free(self.session.stager.newest_seq, _FINAL_WAIT)
+        self.session.await_durable(_FINAL_WAIT)
         if self.session.link.orphaned:
             self.session.leave_orphaned()
         self._let_go()
@@ -494,96 +537,34 @@ class Fit:
 
     # Staging
 
-    def _stage(self, kind: str, batch: int, origin: str, *, wait: float) -> None:
-        session = self.session
+    def _stage(self, kind: str, batch: int, origin: str, *, durable: bool, wait: float) -> None:
+        """Stage, if there is anything new to be gone back to, and a slot comes free within `wait` seconds."""
+        session, step = self.session, self._epoch_step + batch
+        self._since = time.monotonic()
         if self._answer.get("unsaved") and kind != "final":
-            self._plan_next()
             return
         if kind == "batch" and self._position is None:
-            self._due = float("inf")  # a loop of somebody's own: only an epoch's end can be gone back to
-            return
-        if kind == "batch" and self._epoch_step + batch == self._staged_step:
-            self._plan_next()  # nothing was trained since
-            return
+            return  # a loop of somebody's own: only an epoch's end can be gone back to
+        if kind == "batch" and step == self._staged_step:
+            return  # nothing was trained since
         if session.stager.busy and not wait:
-            self._due = time.monotonic() + 0.1  # look again soon
+            self._since += _SOON - session.control["stage_every"]
             return
+        overlap = self._inventory.overlaps and not durable
+        at = {"fit": self._ordinal, "epoch": self._epoch, "batch": batch, "step": step, "kind": kind}
+        moment = Moment(at, origin, self._batch_logs, self._last_logs)
         phase = session.control.integer("phase")
         session.control["phase"] = wire.PHASE_STAGE
         try:
-            if session.stager.stage(lambda: self._capture(kind, batch, origin), wait) is not None:
-                self._staged_step = self._epoch_step + batch
+            take = functools.partial(self._capture.take, moment, handles=overlap)
+            if session.stager.stage(take, durable=durable, wait=wait, overlap=overlap) is not None:
+                self._staged_step = step
         finally:
             session.control["phase"] = phase
-            self._plan_next()
-
-    def _capture(self, kind: str, batch: int, origin: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """Arrays and plain state as of now, and what the manifest says of them."""
-        model = self._model
-        arrays = self._inventory.read()
-        at = {
-            "fit": self._ordinal,
-            "epoch": self._epoch,
-            "batch": batch,
-            "step": self._epoch_step + batch,
-            "kind": kind,
-        }
-        extras: dict[str, Any] = {}
-        data = self._position.capture(batch, inside=kind == "batch") if self._position is not None else None
-        saved = {
-            "format": _FORMAT,
-            "position": at,
-            "stopped": bool(getattr(model, "stop_training", False)) and kind != "batch",
-            "optimizers": self._inventory.recipe,
-            "callbacks": self._roster.capture(extras),
-            "randomness": codec.encode(randomness.capture(), extras, "extra/randomness"),
-            "data": codec.encode(data, extras, "extra/data"),
-            "layers": codec.encode(self._layers.capture(), extras, "extra/layers"),
-            "skipped": sorted(self._roster.skipped),
-            "batch_logs": codec.encode(_plain_logs(self._batch_logs), extras, "extra/batch_logs"),
-            "logs": codec.encode(_plain_logs(self._last_logs), extras, "extra/logs"),
-            "fingerprint": self.session.fingerprint,
-            "draws": self._step_draws(),
-        }
+            self._since = time.monotonic()
         for skipped in sorted(self._roster.skipped):
-            self.session.note(f"not carried over a restart: {skipped}")
-        about = {
-            "position": at,
-            "origin": origin,
-            "extra": {
-                "epochs": self._epochs,
-                "stopped": saved["stopped"],
-                "approximate": bool(data and data["approximate"]),
-                "model": self._first_fit_of_model,
-            },
-        }
-        return {**arrays, **extras}, saved, about
-
-    def _step_draws(self) -> bool:
-        """The compiled train_step draws random numbers by operations whose state nobody can see."""
-        if self._draws is None:
-            graphs = pipeline.graphs(getattr(self._model, "train_function", None))
-            if graphs:  # compiled
-                self._draws = any(map(pipeline.draws, graphs))
-        return bool(self._draws)
-
-    def _plan_next(self) -> None:
-        """When the next mid-epoch stage is due: as seldom as its cost demands, as often as --every asks."""
-        stager, control = self.session.stager, self.session.control
-        every = control["interval"]
-        pause = max(stager.cost / max(control["overhead"], 1e-6), _FLOOR)
-        self._due = time.monotonic() + min(pause, every)
+            session.note(f"not carried over a restart: {skipped}")
 
 
 def _variables_of(arrays: dict[str, Any]) -> dict[str, Any]:
     return {name: array for name, array in arrays.items() if not name.startswith("extra/")}
-
-
-def _plain_logs(logs: Any) -> dict[str, Any]:
-    plain = {}
-    for name, value in (logs or {}).items():
-        try:
-            plain[name] = float(value)
-        except (TypeError, ValueError):
-            continue
-    return plain

@@ -38,6 +38,7 @@ class Link:
         self._sock.settimeout(None)
         self._sock = _out_of_the_way(self._sock)
         self._condition = threading.Condition()
+        self._sending = threading.Lock()  # messages come from several threads
         self._answers: dict[str, Message] = {}
         self._freed: dict[int, bool] = {}  # seq → committed
         self.orphaned = False
@@ -59,7 +60,8 @@ class Link:
     def send(self, message: Message) -> None:
         """Tell the parent. One that is gone is noticed by the reading thread."""
         try:
-            self._sock.sendall(encode(message))
+            with self._sending:
+                self._sock.sendall(encode(message))
         except OSError:
             pass
 

@@ -87,9 +87,13 @@ class Session:
         self.step = self.control.integer("step")
         self.attempt = int(link.grant["attempt"])
         logs.earlier = [(int(pid), float(since), float(until)) for pid, since, until in link.grant["earlier"]]
-        slots = [Slot(one), Slot(other)]
-        self.stager = Stager(link, slots, int(link.grant["next_seq"]), self.attempt)
+        on_disk = bool(link.grant.get("slots_on_disk"))
+        slots = [Slot(one, on_disk=on_disk), Slot(other, on_disk=on_disk)]
         self.told: set[str] = set()
+        next_seq = int(link.grant["next_seq"])
+        self.stager = Stager(
+            link, slots, next_seq, self.attempt, write_through=self._commit, note=self.note, control=self.control
+        )
         self._models: list[tuple[weakref.ref[Any], int]] = []
         self.fingerprint = fingerprint.take()
         _survive_parent()
@@ -111,6 +115,7 @@ class Session:
         if self.fit is not None and self.fit.open:
             self.fit.abandon()
         epochs = int((callback_list.params or {}).get("epochs") or 1)
+        asked = time.monotonic()
         answer = self.link.ask({"op": "fit", "epochs": epochs}, "restore", _RESTORE_WAIT)
         if self.link.orphaned:
             self.leave_orphaned()
@@ -119,7 +124,7 @@ class Session:
         if answer["mode"] == "refused":
             self.leave(EXIT_REFUSED)
         try:
-            self.fit = Fit(self, callback_list, caller, int(answer["fit"]), epochs, answer)
+            self.fit = Fit(self, callback_list, caller, int(answer["fit"]), epochs, answer, asked)
         except Exception as error:
             if answer["mode"] != "fresh":
                 self.fail_to_restore(error)
@@ -158,6 +163,7 @@ class Session:
 
     def leave_drained(self, reason: str, seconds: float) -> None:
         """Leave on purpose, once the newest stage is durable or `seconds` are over."""
+        self.stager.settle(seconds)
         seq = self.stager.newest_seq
         self.link.ask({"op": "leave", "reason": reason, "seq": seq}, "go", max(0.5, seconds))
         if self.link.orphaned:
@@ -190,26 +196,38 @@ class Session:
         finally:
             self.leave(EXIT_DRAINED)
 
+    def await_durable(self, seconds: float) -> None:
+        """Wait until the newest state is durable, or cannot be."""
+        self.stager.settle(seconds)
+        seq = self.stager.newest_seq
+        if seq and not self.stager.is_durable(seq):
+            self.link.wait_free(seq, seconds)
+
     def _commit_newest(self) -> None:
         """The parent's work, with the parent's code; the lock that we hold a copy of keeps others out."""
         newest = self.stager.newest()
-        if newest is None or self.link.is_committed(self.stager.newest_seq):
+        if newest is None or self.stager.is_durable(self.stager.newest_seq):
             return
-        from ksupervise.store import CheckpointStore, Position
-
         slot, about = newest
-        grant = self.link.grant
         with slot.view() as view:
             files = {name: [view[offset : offset + size]] for name, (offset, size) in about["files"].items()}
-            CheckpointStore(grant["run_dir"], grant["run"]).commit(
-                Position(**about["position"]),
-                files,
-                seq=about["seq"],
-                attempt=about["attempt"],
-                holder=f"{grant['holder']}/{self.pid}",
-                origin=about["origin"],
-                extra=about["extra"],
-            )
+            self._commit(files, about, about["seq"])
+
+    def _commit(self, files: dict[str, Any], about: dict[str, Any], seq: int) -> str:
+        """Make a checkpoint, in this process. Returns its path. Raises StoreUnwritable."""
+        from ksupervise.store import CheckpointStore, Position
+
+        grant = self.link.grant
+        made = CheckpointStore(grant["run_dir"], grant["run"]).commit(
+            Position(**about["position"]),
+            files,
+            seq=seq,
+            attempt=about["attempt"],
+            holder=f"{grant['holder']}/{self.pid}",
+            origin=about["origin"],
+            extra=about["extra"],
+        )
+        return made.path
 
 
 def _drain(fd: int) -> None:

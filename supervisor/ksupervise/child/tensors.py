@@ -8,11 +8,15 @@ begins at a multiple of 4096. Any stock safetensors reader opens the file.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 _ALIGNMENT = 4096
+_MAX_HEADER = 100_000_000  # bytes; the limit of stock readers
+_MAX_COUNT = 2**63 - 1
+_MAX_DIMENSIONS = 64  # numpy's limit
 # numpy's name of a dtype → the format's.
 NAMES = {
     "bool": "BOOL",
@@ -70,8 +74,13 @@ def plan(specs: Iterable[Spec]) -> Plan:
 
 
 def spec(name: str, array: Any) -> Spec:
-    """The Spec of a numpy array."""
+    """The Spec of a numpy array, or of a handle that has its dtype, shape and nbytes."""
     return name, array.dtype.name, tuple(array.shape), array.nbytes
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of one item of numpy's `dtype`, 0 if the format has no name for it."""
+    return int(_numpy_dtype(NAMES[dtype]).itemsize) if dtype in NAMES else 0
 
 
 def put(view: memoryview, place: tuple[int, int], array: Any) -> None:
@@ -80,29 +89,80 @@ def put(view: memoryview, place: tuple[int, int], array: Any) -> None:
 
     offset, size = place
     if size:
-        target = np.frombuffer(view, np.uint8, size, offset)
-        native = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False))
-        target[:] = native.reshape(-1).view(np.uint8)
+        np.frombuffer(view, np.uint8, size, offset)[:] = as_bytes(array)
+
+
+def as_bytes(array: Any) -> Any:
+    """The bytes of an array, or of a handle that has a method `numpy`, in native order: a flat array of uint8."""
+    import numpy as np
+
+    values = np.asarray(array.numpy() if hasattr(array, "numpy") else array)
+    native = np.ascontiguousarray(values.astype(values.dtype.newbyteorder("="), copy=False))
+    return native.reshape(-1).view(np.uint8)
 
 
 def read(view: memoryview) -> Mapping[str, Any]:
-    """The arrays of a file, as read-only views into it. Raises ValueError for what is not one."""
+    """The arrays of a file, as read-only views into it. Raises ValueError for what is not one, to the last byte."""
     import numpy as np
 
-    length = int.from_bytes(view[:8], "little")
-    if not 0 < length <= len(view) - 8:
-        raise ValueError("not a safetensors file: its header is longer than the file")
-    entries = json.loads(bytes(view[8 : 8 + length]))
+    start, entries = _header(view)
     arrays = {}
-    for name, entry in entries.items():
-        if name == "__metadata__":
-            continue
-        begin, end = (8 + length + offset for offset in entry["data_offsets"])
-        dtype = _numpy_dtype(entry["dtype"])
-        array = np.frombuffer(view, np.uint8, end - begin, begin).view(dtype).reshape(entry["shape"])
+    position = 0
+    for begin, end, name, dtype, shape in sorted(_entry(name, entry) for name, entry in entries.items()):
+        if begin != position or end > len(view) - start:
+            raise ValueError(
+                f"not a safetensors file: {name!r} does not begin where the last array ends, or ends outside"
+            )
+        position = end
+        array = np.frombuffer(view, np.uint8, end - begin, start + begin).view(_numpy_dtype(dtype)).reshape(shape)
         array.flags.writeable = False
         arrays[name] = array
-    return arrays
+    if start + position != len(view):
+        raise ValueError(f"not a safetensors file: {len(view) - start - position} bytes belong to no array")
+    return {name: arrays[name] for name in entries}
+
+
+def _header(view: memoryview) -> tuple[int, dict[str, Any]]:
+    """Where the data begins, and the entry of each array. Raises ValueError."""
+    length = int.from_bytes(view[:8], "little")
+    if not 0 < length <= min(len(view) - 8, _MAX_HEADER):
+        raise ValueError("not a safetensors file: its header is longer than the file, or than any")
+    try:
+        entries = json.loads(str(view[8 : 8 + length], "utf-8"), object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError("not a safetensors file: its header is nested too deeply") from None
+    if type(entries) is not dict:
+        raise ValueError("not a safetensors file: its header is no object")
+    entries.pop("__metadata__", None)
+    return 8 + length, entries
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("not a safetensors file: a name appears twice in its header")
+    return values
+
+
+def _entry(name: str, entry: Any) -> tuple[int, int, str, str, tuple[int, ...]]:
+    """Begin and end, name, dtype and shape, which agree with each other. Raises ValueError."""
+    if type(entry) is not dict or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"not a safetensors file: {name!r} has no dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if type(dtype) is not str or dtype not in _DTYPES:
+        raise ValueError(f"{name!r} is of a type that is not known here")
+    if not _are_counts(shape, _MAX_DIMENSIONS) or not _are_counts(offsets, 2) or len(offsets) != 2:
+        raise ValueError(f"not a safetensors file: shape or data_offsets of {name!r} are not whole numbers")
+    if offsets[1] - offsets[0] != math.prod(shape) * _numpy_dtype(dtype).itemsize:
+        raise ValueError(f"not a safetensors file: {name!r} is not as long as its shape says")
+    return offsets[0], offsets[1], name, dtype, tuple(shape)
+
+
+def _are_counts(values: Any, most: int) -> bool:
+    # The type is checked exactly: JSON's true would pass for 1.
+    if type(values) is not list or len(values) > most:
+        return False
+    return all(type(value) is int and 0 <= value <= _MAX_COUNT for value in values)
 
 
 def _numpy_dtype(code: str) -> Any:

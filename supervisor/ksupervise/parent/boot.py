@@ -15,7 +15,7 @@ from ksupervise.store import replace_file, write_fault
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _MODULES = ("__init__.py", "errors.py", "wire.py")
-_ROOMS = ("child", "store")
+_ROOMS = ("child", "child/data", "store")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same bytes from the same sources
 
 

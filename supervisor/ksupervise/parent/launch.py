@@ -79,7 +79,8 @@ class Attempt:
         self.child.close()
         self.log.close()
         self.control.close()
-        os.close(self.live_fd)
+        with contextlib.suppress(OSError):  # the mount that it lies on went away
+            os.close(self.live_fd)
 
 
 def launch(
@@ -88,8 +89,7 @@ def launch(
     environment: Mapping[str, str],
     layout: RunLayout,
     lock_fd: int,
-    open_dialogue: Callable[[int, int, Sequence[int]], Dialogue],
-    parameters: Mapping[str, float],
+    open_dialogue: Callable[[int, wire.Control, int, Sequence[int]], Dialogue],
 ) -> Attempt:
     """Start attempt `number`. Raises OSError when the command cannot be executed, StoreUnwritable, StoreFull."""
     folder = Path(layout.make_attempt(number))
@@ -104,15 +104,13 @@ def launch(
             undo.callback(log.close)
         except OSError as error:
             raise write_fault(error, str(folder)) from error
-        for name, value in parameters.items():
-            control[name] = value
         inherited = fcntl.fcntl(lock_fd, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
         undo.callback(os.close, inherited)
         marks = {wire.ENV_ATTEMPT: str(number), wire.ENV_LOCK_FD: str(inherited)}
         child = Child(command, {**environment, **marks}, inherit=[inherited])
         undo.pop_all()
         os.close(inherited)
-    dialogue = open_dialogue(number, live_fd, tuple(child.outlets))
+    dialogue = open_dialogue(number, control, live_fd, tuple(child.outlets))
     return Attempt(number, child, control, live_fd, dialogue, log, log_path, set(child.outlets))
 
 

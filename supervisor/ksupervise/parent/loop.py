@@ -9,6 +9,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +46,21 @@ from ksupervise.core.policy import Policy
 from ksupervise.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND
 from ksupervise.parent import outlet, process
 from ksupervise.parent.backoff import delay
+from ksupervise.parent.commits import Shelf
 from ksupervise.parent.console import Console
+from ksupervise.parent.journal import read
 from ksupervise.parent.launch import Attempt, child_environment, launch
 from ksupervise.parent.link import Connection, Listener
 from ksupervise.parent.owned import OwnedRun, open_journal
+from ksupervise.parent.pace import Pacer
 from ksupervise.parent.persist import Persister
+from ksupervise.parent.room import retention_of
 from ksupervise.parent.signals import STOPS, SignalPipe
 from ksupervise.parent.stage import Stage
 from ksupervise.parent.trainer import Desk, Dialogue
 from ksupervise.parent.voice import Voice
 from ksupervise.settings import Settings
+from ksupervise.store import takes_direct_writes
 from ksupervise.wire import Control
 
 _TICK = 1.0  # seconds between looks at what nobody announces: a stall, a notice file
@@ -97,18 +103,24 @@ class Supervisor:
         owned.lock.announce(self._listener.address)
         self._stage = Stage(Path(owned.layout.tmp))
         self._persister = Persister(self._call_soon)
+        settings = self._settings
+        self._pacer = Pacer(settings.overhead, settings.every, read(Path(owned.layout.journal)))
+        shelf = Shelf(
+            holder=owned.holder,
+            retention=retention_of(settings),
+            store=owned.store,
+            stage=self._stage,
+            persister=self._persister,
+            pacer=self._pacer,
+            journal=self._journal,
+            voice=self._voice,
+        )
         self._desk = Desk(
             run_id=owned.record.id,
             run_dir=str(owned.layout.root),
-            holder=owned.holder,
-            keep=self._settings.keep,
-            grace=self._settings.grace,
-            store=owned.store,
-            stage=self._stage,
+            grace=settings.grace,
+            shelf=shelf,
             lock_fd=owned.lock.fileno(),
-            persister=self._persister,
-            journal=self._journal,
-            voice=self._voice,
             post=self._events.append,
         )
         self._environment = child_environment(
@@ -119,10 +131,27 @@ class Supervisor:
             address=self._listener.address,
             seed=self._settings.seed,
         )
+        self._tell_of_fallbacks()
         self._watch(self._wake, self._drain_wakeups)
         self._watch(self._signals.fileno(), self._on_signals)
         self._watch(self._listener.sock.fileno(), self._on_connection)
         self._console.when_room = lambda: self._call_soon(self._read_on)
+
+    def _tell_of_fallbacks(self) -> None:
+        """What this system refuses, and what is done instead."""
+        direct = takes_direct_writes(self._owned.layout.tmp)
+        if not direct:
+            self._voice.say("the store's file system takes no direct writes: checkpoints go through the page cache")
+        if self._stage.on_disk:
+            self._voice.say(f"{self._stage.on_disk}: copies of the state are kept in files instead of memory")
+        self._record(
+            "supervised",
+            memory=not self._stage.on_disk,
+            direct=direct,
+            every=self._settings.every,
+            overhead=self._settings.overhead,
+            retention=asdict(self._desk.shelf.retention),
+        )
 
     # The loop
 
@@ -259,6 +288,8 @@ class Supervisor:
         settings, now = self._settings, time.monotonic()
         if not self._console.full:
             self._read_on()
+        if self._attempt is not None:
+            self._attempt.dialogue.commits.look()
         if self._state.stop is not None:
             return
         if settings.deadline is not None and now >= settings.deadline - settings.grace:
@@ -273,8 +304,7 @@ class Supervisor:
     # What is done about it
 
     def _do_launch(self, action: Launch) -> None:
-        settings, owned = self._settings, self._owned
-        parameters = {"interval": settings.every, "overhead": settings.overhead}
+        owned = self._owned
         try:
             attempt = launch(
                 action.attempt,
@@ -282,8 +312,7 @@ class Supervisor:
                 self._environment,
                 owned.layout,
                 owned.lock.fileno(),
-                lambda number, live, outputs: Dialogue(self._desk, number, live, outputs),
-                parameters,
+                lambda number, control, live, outputs: Dialogue(self._desk, number, control, live, outputs),
             )
         except OSError as error:
             self._record("launched", attempt=action.attempt, error=str(error))
@@ -291,6 +320,7 @@ class Supervisor:
             self._events.append(SpawnFailed(code, f"{self._command[0]} cannot be run: {error.strerror}"))
             return
         self._attempt = attempt
+        self._pacer.tell(attempt.control)
         self._record("launched", attempt=action.attempt, pid=attempt.child.pid)
         if attempt.child.pidfd is not None:
             self._watch(attempt.child.pidfd, self._on_death)
@@ -306,8 +336,10 @@ class Supervisor:
         if self._attempt is not None:
             deadline, earlier = time.monotonic() + action.grace, self._attempt.control["deadline"]
             # A second notice may bring the end nearer, never put it off.
-            self._attempt.control["deadline"] = min(deadline, earlier) if earlier else deadline
+            deadline = min(deadline, earlier) if earlier else deadline
+            self._attempt.control["deadline"] = deadline
             self._attempt.control["drain"] = Control.LEAVE
+            self._attempt.dialogue.commits.drain(deadline)
 
     def _do_signal(self, action: Signal) -> None:
         attempt = self._attempt
@@ -337,7 +369,7 @@ class Supervisor:
         self._read_last_output(attempt)
         self._read_last_messages()
         attempt.dialogue.end_trainer()
-        attempt.dialogue.commit_leftovers()
+        attempt.dialogue.commits.leftovers()
         self._persister.submit(self._newest, lambda found, error: self._settled(attempt, found))
 
     def _newest(self) -> tuple[int, int] | None:

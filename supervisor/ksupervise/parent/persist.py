@@ -5,6 +5,7 @@ The loop submits work and goes on; the answer comes back to the loop as a call o
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 from collections.abc import Callable, Container, Mapping
@@ -12,11 +13,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ksupervise.core.resume import Plan, plan
-from ksupervise.parent.stage import Stage, content, fill
-from ksupervise.store import Checkpoint, CheckpointStore, DamagedCheckpoint, Position, to_thin
-from ksupervise.wire import VARIABLES, Slot
+from ksupervise.errors import KsuperviseError
+from ksupervise.parent.room import Room
+from ksupervise.parent.stage import ScribbledStage, Stage, content, fill
+from ksupervise.store import (
+    Checkpoint,
+    CheckpointStore,
+    Damage,
+    DamagedCheckpoint,
+    FileRecord,
+    Position,
+    Retention,
+    StoreFull,
+)
+from ksupervise.wire import Slot
 
 Answer = Callable[[Any, Exception | None], None]
+Check = Callable[[FileRecord], None]
 
 
 class Persister:
@@ -69,35 +82,79 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Restored:
-    """What a fit's restore came to. `set_aside`: (path, reason) of checkpoints found damaged."""
+    """What a fit's restore came to.
+
+    `set_aside`: (path, reason) of checkpoints found damaged. `scribbled`: why the stage in memory was not used.
+    """
 
     plan: Plan[Candidate]
     slot: int | None
     set_aside: tuple[tuple[str, str], ...]
+    scribbled: str = ""
 
 
-def commit(store: CheckpointStore, slot: Slot, about: dict[str, Any], *, holder: str) -> Checkpoint:
-    """Make the content of `slot` a checkpoint. Raises StoreFull, StoreUnwritable, OSError."""
-    position = Position(**about["position"])
+@dataclass(frozen=True)
+class Committed:
+    """A checkpoint, and what had to go to make room for it on a full disk, in that order.
+
+    `set_aside`: (path, reason) of checkpoints that were found damaged when others were to go for them.
+    """
+
+    checkpoint: Checkpoint
+    freed: tuple[Checkpoint, ...] = ()
+    set_aside: tuple[Damage, ...] = ()
+
+
+def commit(
+    store: CheckpointStore,
+    slot: Slot,
+    about: dict[str, Any],
+    *,
+    holder: str,
+    retention: Retention | int,
+    check: Check | None = None,
+) -> Committed:
+    """Make the content of `slot` a checkpoint. A full disk gives up what `retention` has as optional, once.
+
+    `check` is called with each file's record before anything is published; what it raises abandons the commit.
+
+    Raises StoreFull, StoreUnwritable, OSError.
+    """
+    room = Room(store, retention, sum(size for _, size in about["files"].values()))
+    write = functools.partial(_commit, store, slot, about, holder, check)
+    room.make(refused=False)
+    try:
+        checkpoint = write()
+    except StoreFull as full:
+        if _is_published(store, about["seq"]) or not room.make(refused=True):
+            raise StoreFull(f"{full}{room.cost()}") from full
+        try:
+            checkpoint = write()
+        except StoreFull:
+            raise StoreFull(f"{full}{room.cost()}") from full
+    return Committed(checkpoint, tuple(room.freed), tuple(room.set_aside))
+
+
+def _commit(store: CheckpointStore, slot: Slot, about: dict[str, Any], holder: str, check: Check | None) -> Checkpoint:
     files = {name: content(slot, offset, size) for name, (offset, size) in about["files"].items()}
     return store.commit(
-        position,
+        Position(**about["position"]),
         files,
         seq=about["seq"],
         attempt=about["attempt"],
         holder=holder,
         origin=about["origin"],
         extra=about.get("extra", {}),
+        check=check,
     )
 
 
-def make_room(store: CheckpointStore, keep: int) -> list[Checkpoint]:
-    """Remove what retention does not keep; of completed fits beyond its cap keep no variables. Returns the latter.
-
-    Raises StoreFull, StoreUnwritable and what `CheckpointStore.checkpoints` raises.
-    """
-    store.prune(keep)
-    return [store.thin(checkpoint, VARIABLES) for checkpoint in to_thin(store.checkpoints(), keep)]
+def _is_published(store: CheckpointStore, seq: int) -> bool:
+    """Whether a checkpoint of that number is there (only the last sync failed); True if that cannot be known."""
+    try:
+        return any(each.manifest.seq == seq for each in store.checkpoints())
+    except KsuperviseError:
+        return True
 
 
 def restore(
@@ -115,13 +172,18 @@ def restore(
     aside: list[tuple[str, str]] = []
     for path, reason in store.damaged():
         aside.append((store.set_aside(path, reason), reason))
+    scribbled = ""
+    try:
+        stage.verify_newest()
+    except ScribbledStage as error:  # it is void now: the disk has to do
+        scribbled = str(error)
     while True:
         chosen = plan(fit, epochs, known(store, stage), begun, abandoned)
         candidate = chosen.checkpoint
         if candidate is None:
-            return Restored(chosen, None, tuple(aside))
+            return Restored(chosen, None, tuple(aside), scribbled)
         try:
-            return Restored(chosen, hold(store, stage, candidate), tuple(aside))
+            return Restored(chosen, hold(store, stage, candidate), tuple(aside), scribbled)
         except DamagedCheckpoint as damage:
             assert candidate.checkpoint is not None  # a stage in memory is read by nobody here
             aside.append((store.set_aside(candidate.checkpoint.path, damage.reason), damage.reason))

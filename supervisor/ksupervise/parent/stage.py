@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import fcntl
+import mmap
 import os
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ksupervise.wire import PAGE, Control, Slot
+from ksupervise.store import FileRecord
+from ksupervise.wire import DIGEST_CHUNK, PAGE, Control, Slot
 
-CHUNK = 4 * 1024 * 1024  # bytes read at a time: the parent's memory stays flat whatever the state's size
+
+class ScribbledStage(Exception):
+    """A stage is not what its child left: a dying process, or bad memory, has changed it."""
 
 
 class Stage:
-    """Two slots, made once for all attempts of this parent; the child is handed their descriptors."""
+    """Two slots, made once for all attempts of this parent; the child is handed their descriptors.
+
+    Attributes:
+        on_disk: why they are files in the run's directory, "" if they are memory.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """`folder` is used only where the system has no memfd. Raises OSError."""
-        self.slots = tuple(Slot(_memory(f"ksupervise-slot-{k}", folder)) for k in (0, 1))
+        """`folder` is used only where the system gives no memfd. Raises OSError."""
+        self.on_disk, fds = _memory(folder)
+        self.slots = tuple(Slot(fd, on_disk=bool(self.on_disk)) for fd in fds)
+        self._verified = 0  # seq
 
     def newest(self) -> tuple[int, dict[str, Any]] | None:
         """Index and description of the newest complete slot, None if both are empty or torn."""
@@ -32,6 +44,34 @@ class Stage:
         _, index, description = max(complete, key=lambda entry: entry[0])
         return index, description
 
+    def verify_newest(self) -> None:
+        """Read the newest stage and compare its digests, if its child came to take them.
+
+        Raises:
+            ScribbledStage: it is not what was staged; it is void now.
+        """
+        newest = self.newest()
+        if newest is None or newest[1]["seq"] == self._verified:
+            return
+        index, description = newest
+        digests = self.slots[index].read_digests(description) or {}
+        for name, expected in digests.items():
+            offset, size = description["files"][name]
+            found = tuple(zlib.crc32(chunk) for chunk in content(self.slots[index], offset, size))
+            self._compare(index, name, found, expected)
+        self._verified = description["seq"]
+
+    def check(self, index: int, description: Mapping[str, Any], record: FileRecord) -> None:
+        """The file that was written from slot `index` is what was staged. Raises ScribbledStage, as `verify_newest`."""
+        expected = (self.slots[index].read_digests(description) or {}).get(record.name)
+        if expected is not None and record.chunk == DIGEST_CHUNK:
+            self._compare(index, record.name, record.crc32, expected)
+
+    def _compare(self, index: int, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+        if found != expected:
+            self.slots[index].void()
+            raise ScribbledStage(f"{name} in memory is not what was staged (crc32 differs)")
+
     def close(self) -> None:
         """Give the memory back."""
         for slot in self.slots:
@@ -40,16 +80,34 @@ class Stage:
 
 
 def content(slot: Slot, offset: int, size: int) -> Iterator[memoryview]:
-    """The bytes of one staged file, a chunk at a time; each chunk is valid until the next."""
-    buffer = memoryview(bytearray(min(CHUNK, max(size, 1))))
-    done = 0
-    while done < size:
-        part = buffer[: min(len(buffer), size - done)]
-        read = os.preadv(slot.fd, [part], offset + done)
-        if not read:
-            raise OSError(f"the stage ends after {done} of {size} bytes")
-        yield part[:read]
-        done += read
+    """The bytes of one staged file, DIGEST_CHUNK of them at a time; each is valid until the next.
+
+    Memory is not copied but mapped, a window at a time: the parent's own stays flat whatever the state's size, and
+    a window begins at a page, as O_DIRECT wants it.
+    """
+    if os.fstat(slot.fd).st_size < offset + size:
+        raise OSError(f"the stage ends before {offset + size} bytes")
+    for start in range(0, size, DIGEST_CHUNK):
+        length = min(DIGEST_CHUNK, size - start)
+        if slot.on_disk:  # no seal keeps a file from shrinking under a mapping
+            yield memoryview(_read(slot.fd, length, offset + start))
+            continue
+        window = mmap.mmap(slot.fd, length, _MAP, mmap.PROT_READ, offset=offset + start)
+        with window, memoryview(window) as view:
+            yield view
+
+
+_MAP = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)  # Linux, Python 3.10: all pages in one call
+
+
+def _read(fd: int, length: int, offset: int) -> bytes:
+    data = b""
+    while len(data) < length:
+        part = os.pread(fd, length - len(data), offset + len(data))
+        if not part:
+            raise OSError(f"the stage ends after {offset + len(data)} bytes")
+        data += part
+    return data
 
 
 def fill(slot: Slot, files: Mapping[str, tuple[int, Iterable[memoryview]]], seq: int, about: dict[str, Any]) -> None:
@@ -79,10 +137,27 @@ def live_page(path: Path, *, create: bool = False) -> Control:
         os.close(fd)
 
 
-def _memory(name: str, folder: Path) -> int:
+def _memory(folder: Path) -> tuple[str, tuple[int, int]]:
+    """Two descriptors, and why they are not memory, if so."""
+    reason = "this system has no memfd"
     if sys.platform == "linux":
-        return os.memfd_create(name, os.MFD_CLOEXEC)
-    path = folder / name
+        try:
+            return "", (_memfd(0), _memfd(1))
+        except OSError as error:  # a sandboxed kernel
+            reason = f"memfd is refused here ({error.strerror})"
+    return reason, (_file(folder, 0), _file(folder, 1))
+
+
+def _memfd(number: int) -> int:
+    fd = os.memfd_create(f"ksupervise-slot-{number}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fcntl.fcntl(
+        fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK
+    )  # a child that shrank it would end us by SIGBUS, in mid-commit
+    return fd
+
+
+def _file(folder: Path, number: int) -> int:
+    path = folder / f"ksupervise-slot-{number}"
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     os.unlink(path)
     return fd

@@ -11,7 +11,8 @@ Messages of the child ("op"):
 | `logs` | how far its log files were written when it first began | |
 | `restored` | the state is back, with this guarantee | |
 | `refused` | the state does not fit the model | |
-| `staged` | slot k holds stage n | `free`, when it is committed (or could not be) |
+| `staged` | slot k holds stage n | `free`, when it is committed, could not be, or is superseded |
+| `saved`, `unsaved` | state n is in the store already (or could not be written): there was no memory to stage it | |
 | `leave` | it will leave once stage n is committed | `go` |
 | `abandon` | we cannot look after the fit that began | |
 | `note` | something to tell the user once | |
@@ -42,12 +43,12 @@ from ksupervise.core.events import (
     StopKind,
 )
 from ksupervise.core.resume import Mode
-from ksupervise.parent.journal import Journal, read
+from ksupervise.parent.commits import Commits, Shelf
+from ksupervise.parent.journal import read
 from ksupervise.parent.link import Connection, Message
-from ksupervise.parent.persist import Candidate, Persister, Restored, commit, make_room, restore
-from ksupervise.parent.stage import Stage
-from ksupervise.parent.voice import Voice
-from ksupervise.store import COMPLETED_FITS, Checkpoint, CheckpointStore
+from ksupervise.parent.persist import Candidate, Restored, restore
+from ksupervise.store import monitored
+from ksupervise.wire import Control
 
 
 @dataclass
@@ -68,36 +69,31 @@ class Desk:
 
     run_id: str
     run_dir: str
-    holder: str
-    keep: int
     grace: float
-    store: CheckpointStore
-    stage: Stage
+    shelf: Shelf
     lock_fd: int
-    persister: Persister
-    journal: Journal
-    voice: Voice
     post: Callable[[Event], None]
 
 
 class Dialogue:
     """One attempt's conversation. Everything runs on the loop's thread."""
 
-    def __init__(self, desk: Desk, attempt: int, live_fd: int, outputs: Sequence[int]) -> None:
-        """`live_fd`: the control page. `outputs`: read ends of the child's stdout and stderr."""
+    def __init__(self, desk: Desk, attempt: int, control: Control, live_fd: int, outputs: Sequence[int]) -> None:
+        """`live_fd`: the control page's. `outputs`: read ends of the child's stdout and stderr."""
         self._desk = desk
         self._attempt = attempt
-        self._shared = (live_fd, *(slot.fd for slot in desk.stage.slots), desk.lock_fd, *outputs)
+        self._shared = (live_fd, *(slot.fd for slot in desk.shelf.stage.slots), desk.lock_fd, *outputs)
         self._trainer: Connection | None = None
         self._fits = 0
-        newest = desk.stage.newest()
-        # Newest seq handed to the persister; what the slots hold now was an earlier attempt's.
-        self._submitted = newest[1]["seq"] if newest is not None else 0
-        self._settled: set[int] = set()  # seqs committed, or given up
         self._leaving: int | None = None
         self.trainer_pid = 0
         self.facts = Facts()
-        self.checkpoint: Checkpoint | None = None
+        self.commits = Commits(desk.shelf, attempt, control, self._send)
+        self.commits.when_settled = self._let_go
+
+    def _send(self, message: Message) -> None:
+        if self._trainer is not None:
+            self._trainer.send(message)
 
     def receive(self, connection: Connection) -> None:
         """Handle what `connection` sent, and its end."""
@@ -115,12 +111,6 @@ class Dialogue:
         if self._trainer is not None and self._trainer.open and self.trainer_pid:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(self.trainer_pid, signal.SIGKILL)
-
-    def commit_leftovers(self) -> None:
-        """Submit a stage that the child finished and could not announce any more."""
-        newest = self._desk.stage.newest()
-        if newest is not None and newest[1]["seq"] > self._submitted and newest[1].get("staged"):
-            self._submit(newest[0], newest[1])
 
     # Who is who
 
@@ -140,7 +130,7 @@ class Dialogue:
         if refusal:
             self.facts.told = True
             connection.send({"op": "claim", "granted": False})
-            self._desk.voice.once(refusal.split(" ", 1)[0], refusal)
+            self._desk.shelf.voice.once(refusal.split(" ", 1)[0], refusal)
             return
         self._trainer = connection
         self.trainer_pid = self.facts.claimant = connection.pid or int(message.get("pid", 0))
@@ -151,20 +141,34 @@ class Dialogue:
             "attempt": self._attempt,
             "run": desk.run_id,
             "run_dir": desk.run_dir,
-            "holder": desk.holder,
+            "holder": desk.shelf.holder,
             "grace": desk.grace,
             "earlier": self._earlier_trainers(),
-            "next_seq": max(desk.store.next_seq(), self._submitted + 1),
+            "next_seq": max(desk.shelf.store.next_seq(), self.commits.submitted + 1),
+            "slots_on_disk": bool(desk.shelf.stage.on_disk),
+            **self._wanted_by_retention(),
         }
         connection.send(grant, self._shared)
         self._write("claimed", pid=self.trainer_pid, keras=message.get("keras"), backend=message.get("backend"))
         desk.post(Claimed())
 
+    def _wanted_by_retention(self) -> dict[str, Any]:
+        """Ends of epochs that must be staged because retention keeps them."""
+        shelf = self._desk.shelf
+        wanted: dict[str, Any] = {"keep_every": shelf.retention.every}
+        if shelf.retention.best is not None:
+            name, mode = shelf.retention.best
+            found = [monitored(checkpoint, name) for checkpoint in shelf.store.checkpoints()]
+            values = [value for value in found if value is not None]
+            best = (max if mode == "max" else min)(values, default=None)
+            wanted["monitor"] = {"name": name, "mode": mode, "best": best}
+        return wanted
+
     def _earlier_trainers(self) -> list[tuple[int, float, float]]:
         """Processes that may have written for this run before: pid, and the wall times between which they lived."""
         lives: dict[int, list[float]] = {}
         pids: list[tuple[int, int]] = []
-        for record in read(self._desk.journal.path):
+        for record in read(self._desk.shelf.journal.path):
             attempt = int(record.get("attempt") or 0)
             if not 0 < attempt < self._attempt:
                 continue
@@ -190,28 +194,31 @@ class Dialogue:
     def _fit(self, connection: Connection, message: Message) -> None:
         self._fits += 1
         fit, epochs = self._fits, int(message.get("epochs", 1))
-        desk = self._desk
-        desk.persister.submit(
-            lambda: restore(desk.store, desk.stage, fit, epochs, self._begun(fit), self._abandoned_fits()),
+        shelf = self._desk.shelf
+        shelf.persister.submit(
+            lambda: restore(shelf.store, shelf.stage, fit, epochs, self._begun(fit), self._abandoned_fits()),
             lambda found, error: self._answer_fit(connection, fit, found, error),
         )
 
     def _begun(self, fit: int) -> Mapping[int, int]:
         """How many attempts have begun the fit from which checkpoint; 0 from nothing."""
-        records = (r for r in read(self._desk.journal.path) if r["event"] == "fit_began" and r["fit"] == fit)
+        records = (r for r in read(self._desk.shelf.journal.path) if r["event"] == "fit_began" and r["fit"] == fit)
         return Counter(int(record["seq"] or 0) for record in records)
 
     def _abandoned_fits(self) -> set[int]:
         """Fits that an exception ended, and the script went on."""
-        return {int(r["fit"]) for r in read(self._desk.journal.path) if r["event"] == "abandoned"}
+        return {int(r["fit"]) for r in read(self._desk.shelf.journal.path) if r["event"] == "abandoned"}
 
     def _answer_fit(self, connection: Connection, fit: int, found: Restored | None, error: Exception | None) -> None:
         if found is None:
             self._refuse(connection, fit, f"the checkpoints cannot be read: {error}")
             return
+        if found.scribbled:
+            self._write("scribbled", reason=found.scribbled)
+            self._desk.shelf.voice.say(f"the state in memory was not used: {found.scribbled}", urgent=True)
         for path, reason in found.set_aside:
             self._write("set_aside", path=path, reason=reason)
-            self._desk.voice.say(f"a damaged checkpoint was set aside: {path}: {reason}", urgent=True)
+            self._desk.shelf.voice.say(f"a damaged checkpoint was set aside: {path}: {reason}", urgent=True)
         if found.plan.refusal:
             self._refuse(connection, fit, f"fit {fit} cannot go on: {found.plan.refusal}")
             return
@@ -232,14 +239,14 @@ class Dialogue:
 
     def _pass_over(self, candidate: Candidate) -> None:
         at = f"epoch {candidate.epoch + 1}"
-        self._desk.voice.say(
+        self._desk.shelf.voice.say(
             f"the order of the data inside {at} cannot be gone back to: its begin is; lost once more, it will go on "
             "inside, in a new order"
         )
 
     def _logs_at_begin_of(self, fit: int) -> Any:
         """How far the log files were written when the fit first began, None if it begins for the first time."""
-        records = read(self._desk.journal.path)
+        records = read(self._desk.shelf.journal.path)
         return next((r["logs"] for r in records if r["event"] == "logs" and r["fit"] == fit), None)
 
     def _logs(self, connection: Connection, message: Message) -> None:
@@ -255,14 +262,16 @@ class Dialogue:
         self._desk.post(Released())
 
     def _restored(self, connection: Connection, message: Message) -> None:
-        fields = ("fit", "epoch", "batch", "step", "seq", "mode", "guarantee")
+        fields = ("fit", "epoch", "batch", "step", "seq", "mode", "guarantee", "seconds")
         record = self._write("resumed", **{name: message.get(name) for name in fields})
         if record["mode"] == Mode.SKIP.value:
             self._desk.post(FitEnded(int(record["fit"])))
-            self._desk.voice.say(f"fit {record['fit']} was complete: its final state is back")
+            self._desk.shelf.voice.say(f"fit {record['fit']} was complete: its final state is back")
             return
         where = _where(int(message["epoch"]), int(message["batch"]), int(message.get("epochs", 0)))
-        self._desk.voice.say(f"resumed fit {record['fit']} at {where} (step {record['step']}): {record['guarantee']}")
+        self._desk.shelf.voice.say(
+            f"resumed fit {record['fit']} at {where} (step {record['step']}): {record['guarantee']}"
+        )
 
     def _refused(self, connection: Connection, message: Message) -> None:
         self._desk.post(Refused(str(message.get("why", "the checkpoint does not fit")) + REMEDY))
@@ -271,79 +280,51 @@ class Dialogue:
 
     def _staged(self, connection: Connection, message: Message) -> None:
         index = int(message["slot"])
-        description = self._desk.stage.slots[index].read_description()
+        description = self._desk.shelf.stage.slots[index].read_description()
         if description is None or description["seq"] != message["seq"]:
             connection.send({"op": "free", "slot": index, "seq": message["seq"], "committed": False})
             return
-        self._submit(index, description)
-        position = description["position"]
+        self.commits.staged(index, description, message)
+        self._tell_staged(description["position"])
+
+    def _saved(self, connection: Connection, message: Message) -> None:
+        self.commits.saved(message)
+        self._tell_staged(message["position"])
+
+    def _unsaved(self, connection: Connection, message: Message) -> None:
+        self.commits.unsaved(message)
+
+    def _tell_staged(self, position: dict[str, Any]) -> None:
         self._desk.post(Staged(position["step"]))
         if position["kind"] == "final":
             self.facts.fit_open = False
             self._desk.post(FitEnded(position["fit"]))
 
-    def _submit(self, index: int, about: dict[str, Any]) -> None:
-        desk, slot = self._desk, self._desk.stage.slots[index]
-        self._submitted = about["seq"]
-        desk.persister.submit(
-            lambda: commit(desk.store, slot, about, holder=desk.holder),
-            lambda checkpoint, error: self._committed(index, about, checkpoint, error),
-        )
-
-    def _committed(
-        self, index: int, about: dict[str, Any], checkpoint: Checkpoint | None, error: Exception | None
-    ) -> None:
-        seq = about["seq"]
-        self._settled.add(seq)
-        if checkpoint is not None:
-            self.checkpoint = checkpoint
-            self._write("committed", seq=seq, **about["position"], path=checkpoint.path)
-        else:
-            self._write("commit_failed", seq=seq, reason=str(error))
-            note = f"a checkpoint could not be written, training goes on: {error}"
-            self._desk.voice.once(f"commit-failed {type(error).__name__}", note, urgent=True)
-        if self._trainer is not None:
-            self._trainer.send({"op": "free", "slot": index, "seq": seq, "committed": checkpoint is not None})
-        self._let_go()
-        if checkpoint is not None:
-            desk = self._desk
-            desk.persister.submit(lambda: make_room(desk.store, desk.keep), self._made_room)
-
-    def _made_room(self, thinned: list[Checkpoint] | None, error: Exception | None) -> None:
-        for checkpoint in thinned or ():
-            self._write("thinned", seq=checkpoint.manifest.seq, fit=checkpoint.manifest.position.fit)
-            size = f"{COMPLETED_FITS / 1024**3:.0f} GiB"
-            note = f"completed fits take more than {size}: from now on only the last weights of each model are kept"
-            self._desk.voice.once("thinned", note)
-        if error is not None:
-            note = f"old checkpoints could not be removed: {error}"
-            self._desk.voice.once(f"prune-failed {type(error).__name__}", note, urgent=True)
-
     def _leave(self, connection: Connection, message: Message) -> None:
         self._leaving = int(message.get("seq") or 0)
         self._desk.post(Left(str(message.get("reason", "drained"))))
+        self.commits.now(self._leaving)
         self._let_go()
 
     def _let_go(self) -> None:
         """The child may leave as soon as what it staged last is committed, or cannot be."""
-        held = self._leaving is not None and (self._leaving in self._settled or not self._leaving)
-        if held and self._trainer is not None:
-            self._trainer.send({"op": "go"})
+        if self._leaving is not None and (not self._leaving or self.commits.is_settled(self._leaving)):
+            self._send({"op": "go"})
 
     # The rest
 
     def _note(self, connection: Connection, message: Message) -> None:
         text = str(message.get("text", ""))
         self._write("note", text=text)
-        self._desk.voice.once(text, text)
+        self._desk.shelf.voice.once(text, text)
 
     def _stop(self, connection: Connection, message: Message) -> None:
         connection.send({"op": "stopping"})
         self._desk.post(StopAsked(StopKind.COMMAND))
 
     def _write(self, event: str, **fields: Any) -> dict[str, Any]:
-        record = self._desk.journal.write(event, attempt=self._attempt, **fields)
-        self._desk.voice.record(record)
+        record = self._desk.shelf.journal.write(event, attempt=self._attempt, **fields)
+        self._desk.shelf.voice.record(record)
         return record
 
 
@@ -367,6 +348,8 @@ _HANDLERS: dict[str, Callable[[Dialogue, Connection, Message], None]] = {
     "restored": Dialogue._restored,
     "refused": Dialogue._refused,
     "staged": Dialogue._staged,
+    "saved": Dialogue._saved,
+    "unsaved": Dialogue._unsaved,
     "leave": Dialogue._leave,
     "note": Dialogue._note,
     "stop": Dialogue._stop,

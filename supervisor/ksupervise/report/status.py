@@ -11,26 +11,12 @@ from ksupervise.core.actions import RunState
 from ksupervise.core.ledger import Account, account
 from ksupervise.errors import RunNotFound
 from ksupervise.parent import journal, run
-from ksupervise.parent.launch import LIVE
 from ksupervise.parent.run import RunRecord
-from ksupervise.parent.stage import live_page
+from ksupervise.report import costs
+from ksupervise.report.live import Live
+from ksupervise.report.live import read as read_live
+from ksupervise.report.units import span
 from ksupervise.store import Checkpoint, CheckpointStore, Owner, RunLayout, owner_is_alive, read_owner
-from ksupervise.wire import PHASE_NAMES
-
-
-@dataclass(frozen=True)
-class Live:
-    """The newest attempt's control page: where the training is now. `beat`: CLOCK_MONOTONIC."""
-
-    phase: str
-    fit: int
-    epoch: int
-    epochs: int
-    batch: int
-    step: int
-    executed: int
-    first_step: int
-    beat: float
 
 
 @dataclass(frozen=True)
@@ -73,7 +59,7 @@ def read(directory: Path) -> Standing:
     accounts = account(records, time.time())
     owner = read_owner(layout.lock)
     state = _state(record, owner)
-    live = _live(layout, accounts)
+    live = read_live(layout, accounts)
     child = _child_pid(records) if state is RunState.RUNNING else None
     newest = CheckpointStore(directory, record.id).newest()
     return Standing(directory, record, state, accounts, owner, live, newest, child)
@@ -85,21 +71,6 @@ def _state(record: RunRecord, owner: Owner | None) -> RunState:
     if state is RunState.RUNNING and (owner is None or owner_is_alive(owner) is False):
         return RunState.LOST
     return state
-
-
-def _live(layout: RunLayout, accounts: Account) -> Live | None:
-    if not accounts.attempts:
-        return None
-    try:
-        page = live_page(Path(layout.attempt(accounts.attempts[-1].number)) / LIVE)
-    except (OSError, ValueError):
-        return None
-    names = ("fit", "epoch", "epochs", "batch", "step", "executed", "first_step")
-    numbers = {name: page.integer(name) for name in names}
-    phase = PHASE_NAMES[page.integer("phase") % len(PHASE_NAMES)]
-    live = Live(phase=phase, beat=page["beat"], **numbers)
-    page.close()
-    return live if live.fit else None
 
 
 def _child_pid(records: list[dict[str, Any]]) -> int | None:
@@ -133,6 +104,7 @@ def as_json(standing: Standing) -> dict[str, Any]:
         "lost_steps": accounts.lost_steps,
         "phase": live.phase if live and running else None,
         "checkpoint": _checkpoint(newest),
+        "checkpointing": costs.as_json(live, running=running),
         "goodput": accounts.goodput,
         "pid": standing.owner.pid if standing.owner and running else None,
         "child_pid": standing.child_pid,
@@ -167,6 +139,7 @@ def as_text(standing: Standing) -> str:
             f"position   fit {live.fit}, epoch {min(live.epoch + 1, live.epochs)} of {live.epochs}, step {live.step}"
         )
     lines.append(f"checkpoint {_checkpoint_text(facts['checkpoint'])}")
+    lines += costs.lines(facts["checkpointing"])
     goodput = facts["goodput"]
     share = "" if goodput is None else f", goodput {goodput:.0%}"
     lines.append(f"work       {facts['steps_executed']} steps executed, {facts['lost_steps']} lost{share}")
@@ -202,13 +175,3 @@ def _attempt_lines(attempts: list[dict[str, Any]]) -> list[str]:
         rows.append((f"{attempt['number']:>3}", resumed, steps, str(attempt["lost_steps"]), took, cause))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     return ["  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[5]]) for row in rows]
-
-
-def span(seconds: float) -> str:
-    """A duration for people: `42 s`, `7 m 05 s`, `3 h 20 m`."""
-    whole = max(0, int(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} m {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} m"

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,13 @@ from ksupervise.child import randomness
 _STATEFUL = frozenset(
     {"Multinomial", "TruncatedNormal", "ParameterizedTruncatedNormal", "SampleDistortedBoundingBox"}
     | {"SampleDistortedBoundingBoxV2"}
+)
+# As they stand in a serialized NodeDef: tag of the field "op", length, name.
+_SUSPECT = re.compile(
+    b"\x12(?:[\x06-\x7f]Random|"
+    + b"|".join(re.escape(bytes([len(name)]) + name.encode()) for name in sorted(_STATEFUL))
+    + b")",
+    re.DOTALL,
 )
 _PYTHON = frozenset({"PyFunc", "EagerPyFunc", "PyFuncStateless"})
 
@@ -184,14 +192,20 @@ def graphs(function: Any, depth: int = 4) -> list[Any]:
     if hasattr(function, "_concrete_variable_creation_fn"):
         cache = getattr(function, "_function_cache", None)
         concrete = [function._concrete_variable_creation_fn, *getattr(cache, "_primary", {}).values()]
-        return [each.graph for each in concrete if hasattr(each, "graph")]
+        return list({id(each.graph): each.graph for each in concrete if hasattr(each, "graph")}.values())
     cells = (getattr(function, "__closure__", None) or ()) if depth else ()
     contents = (cell.cell_contents for cell in cells)
     return [graph for held in contents if callable(held) for graph in graphs(held, depth - 1)]
 
 
 def draws(graph: Any) -> bool:
-    """A graph holds random operations with a state of their own."""
+    """A graph holds random operations with a state of their own.
+
+    The graph of a large model's step has tens of thousands of operations: where none of the names is among its bytes
+    they need not be looked at one by one.
+    """
+    if not _SUSPECT.search(graph.as_graph_def().SerializeToString()):
+        return False
     return any(_is_stateful(name) for name, _ in _operations(graph))
 
 

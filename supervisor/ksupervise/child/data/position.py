@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from ksupervise.child import randomness
-from ksupervise.child.items import Items, remembered_by
-from ksupervise.child.iterators import State, deserialize, serialize
-from ksupervise.child.pipeline import Pipeline, dataset_of
-from ksupervise.child.shuffles import SEEDS_TAKEN, Shuffles, earlier
+from ksupervise.child.data.items import Items, remembered_by
+from ksupervise.child.data.iterators import State, deserialize, serialize
+from ksupervise.child.data.pipeline import Pipeline, dataset_of
+from ksupervise.child.data.shuffles import SEEDS_TAKEN, Shuffles, earlier
 
 _SMALL = 1024 * 1024  # bytes up to which it is preferred to drawing again
 _PLACES = 10_000  # in shuffle buffers: to serialize more takes longer than to draw some batches again

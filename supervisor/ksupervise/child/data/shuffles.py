@@ -15,8 +15,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ksupervise.child.data.pipeline import FoundShuffle, Pipeline, shuffles_of
 from ksupervise.child.disguise import disguise
-from ksupervise.child.pipeline import FoundShuffle, Pipeline, shuffles_of
 
 SEEDS_TAKEN = b"epoch_num_random_samples"  # TensorFlow's name for it
 _SEEDS = 2  # taken at a time

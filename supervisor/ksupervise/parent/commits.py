@@ -1,0 +1,217 @@
+"""What one attempt staged, until it is durable: what is committed at once, what waits, what a newer one supersedes.
+
+A stage is in memory that outlives the child, so it is committed only as often as the machine's death is to be feared
+(`core/cadence.py`); at once where it ends something (a fit, an attempt), or where the user asked for it. The newest one
+waits, and is not given back to the child, until it is due, superseded, or the child is gone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ksupervise.parent.journal import Journal
+from ksupervise.parent.pace import Pacer
+from ksupervise.parent.persist import Committed, Persister, commit
+from ksupervise.parent.room import Room, make_room, size_text
+from ksupervise.parent.stage import Stage
+from ksupervise.parent.voice import Voice
+from ksupervise.store import COMPLETED_FITS, Checkpoint, CheckpointStore, FileRecord, Retention
+from ksupervise.wire import Control
+
+_LAST_CHANCE = 1.2  # a commit begins before a deadline when so many times what it takes is left
+_PLENTY = 3.0  # and at once if there is time for so many of them: then a newer stage can follow
+_MARGIN = 1.0  # seconds
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """What commits work with; the same for all attempts of a parent."""
+
+    holder: str
+    retention: Retention
+    store: CheckpointStore
+    stage: Stage
+    persister: Persister
+    pacer: Pacer
+    journal: Journal
+    voice: Voice
+
+
+@dataclass(frozen=True)
+class _Staged:
+    """A stage by its slot and description."""
+
+    index: int
+    about: dict[str, Any]
+
+    @property
+    def seq(self) -> int:
+        return int(self.about["seq"])
+
+
+class Commits:
+    """One attempt's stages. Everything runs on the loop's thread."""
+
+    def __init__(self, shelf: Shelf, attempt: int, control: Control, send: Callable[[Message], None]) -> None:
+        """`send` tells the trainer, if there is one."""
+        self._shelf = shelf
+        self._attempt = attempt
+        self._control = control
+        self._send = send
+        self._waiting: _Staged | None = None
+        self._under_way = 0
+        self._deadline: float | None = None
+        newest = shelf.stage.newest()
+        # Newest seq that was handed to the persister; what the slots hold now was an earlier attempt's.
+        self.submitted = int(newest[1]["seq"]) if newest is not None else 0
+        self._settled: set[int] = set()
+        self.when_settled: Callable[[], None] = lambda: None
+
+    def is_settled(self, seq: int) -> bool:
+        """State `seq` is committed, or was given up."""
+        return seq in self._settled
+
+    def staged(self, index: int, about: dict[str, Any], told: Message) -> None:
+        """The child finished a stage."""
+        if self._waiting is not None:
+            self._free(self._waiting, committed=False)
+        self._waiting = _Staged(index, about)
+        self._shelf.pacer.staged(self._control, float(told.get("stall", 0.0)), cold=bool(told.get("cold")))
+        if told.get("durable", True) or self._is_due(self._shelf.pacer.pace.stage / 2):
+            self._submit()
+
+    def saved(self, told: Message) -> None:
+        """The child wrote a state straight into the store."""
+        seq = int(told["seq"])
+        self.submitted = max(self.submitted, seq)
+        self._settled.add(seq)
+        pacer = self._shelf.pacer
+        pacer.staged(self._control, float(told.get("stall", 0.0)), cold=False)
+        pacer.committed_at = time.monotonic()
+        self._write("committed", seq=seq, **dict(told["position"]), path=str(told["path"]))
+        self._make_room()
+        self.when_settled()
+
+    def unsaved(self, told: Message) -> None:
+        """The child could not write a state straight into the store; if the disk is full, the next one may fit."""
+        shelf = self._shelf
+        self._settled.add(int(told["seq"]))
+        self._failed(int(told["seq"]), str(told["reason"]), "unsaved")
+        if told.get("full"):
+            room = Room(shelf.store, shelf.retention, int(told["size"]))
+            shelf.persister.submit(lambda: room.make(refused=True), lambda made, error: self._tell_freed(room.freed))
+        self.when_settled()
+
+    def now(self, seq: int) -> None:
+        """Somebody waits for state `seq`."""
+        if self._waiting is not None and self._waiting.seq == seq:
+            self._submit()
+
+    def drain(self, deadline: float) -> None:
+        """All ends at `deadline` (CLOCK_MONOTONIC): what waits is committed now, if that leaves time for one more."""
+        self._deadline = deadline
+        if self._waiting is not None and deadline - time.monotonic() > _PLENTY * self._shelf.pacer.expected:
+            self._submit()
+
+    def look(self) -> None:
+        """Commit what waits, if it is due. Called about once a second."""
+        if self._waiting is not None and (self._is_due(0.0) or self._is_last_chance()):
+            self._submit()
+
+    def leftovers(self) -> None:
+        """The child is gone: submit what it staged last, also what it could not announce any more."""
+        newest = self._shelf.stage.newest()
+        self._waiting = None
+        if newest is not None and newest[1]["seq"] > self.submitted and newest[1].get("staged"):
+            self._waiting = _Staged(*newest)
+            self._submit()
+
+    def _is_due(self, tolerance: float) -> bool:
+        """The interval between commits is over, give or take `tolerance` seconds; one at a time."""
+        pacer = self._shelf.pacer
+        if self._under_way:
+            return False
+        return pacer.committed_at is None or time.monotonic() - pacer.committed_at >= pacer.pace.commit - tolerance
+
+    def _is_last_chance(self) -> bool:
+        if self._deadline is None:
+            return False
+        return self._deadline - time.monotonic() <= _LAST_CHANCE * self._shelf.pacer.expected + _MARGIN
+
+    def _submit(self) -> None:
+        staged, self._waiting = self._waiting, None
+        assert staged is not None
+        shelf, slot = self._shelf, self._shelf.stage.slots[staged.index]
+        self.submitted = staged.seq
+        self._under_way += 1
+        if self._under_way == 1:
+            shelf.pacer.commit_begins(self._control)
+
+        def work() -> tuple[Committed, float]:
+            began = time.monotonic()
+            made = commit(shelf.store, slot, staged.about, holder=shelf.holder, retention=shelf.retention, check=check)
+            return made, time.monotonic() - began
+
+        def check(record: FileRecord) -> None:
+            shelf.stage.check(staged.index, staged.about, record)
+
+        shelf.persister.submit(work, lambda found, error: self._committed(staged, found, error))
+
+    def _committed(self, staged: _Staged, found: tuple[Committed, float] | None, error: Exception | None) -> None:
+        self._under_way -= 1
+        self._settled.add(staged.seq)
+        if found is not None:
+            self._enter(staged, *found)
+        else:
+            self._failed(staged.seq, str(error), type(error).__name__)
+        self._free(staged, committed=found is not None)
+        self.when_settled()
+        if found is not None:
+            self._make_room()
+
+    def _enter(self, staged: _Staged, made: Committed, seconds: float) -> None:
+        pacer, path = self._shelf.pacer, made.checkpoint.path
+        pacer.committed_at = time.monotonic()
+        pacer.commit_ended(self._control, seconds)
+        self._write("committed", seq=staged.seq, **staged.about["position"], path=path, seconds=round(seconds, 4))
+        for damaged, reason in made.set_aside:
+            self._write("set_aside", path=damaged, reason=reason)
+            self._shelf.voice.say(f"a damaged checkpoint was set aside: {damaged}: {reason}", urgent=True)
+        self._tell_freed(made.freed)
+
+    def _failed(self, seq: int, reason: str, kind: str) -> None:
+        self._write("commit_failed", seq=seq, reason=reason)
+        note = f"a checkpoint could not be written, training goes on: {reason}"
+        self._shelf.voice.once(f"commit-failed {kind}", note, urgent=True)
+
+    def _tell_freed(self, freed: Sequence[Checkpoint]) -> None:
+        if freed:
+            self._write("freed", seqs=[checkpoint.manifest.seq for checkpoint in freed])
+            size = size_text(sum(checkpoint.manifest.size for checkpoint in freed))
+            number = "an older checkpoint" if len(freed) == 1 else f"{len(freed)} older checkpoints"
+            self._shelf.voice.say(f"the disk is full: {number} ({size}) removed to make room", urgent=True)
+
+    def _free(self, staged: _Staged, *, committed: bool) -> None:
+        self._send({"op": "free", "slot": staged.index, "seq": staged.seq, "committed": committed})
+
+    def _make_room(self) -> None:
+        shelf = self._shelf
+        shelf.persister.submit(lambda: make_room(shelf.store, shelf.retention), self._made_room)
+
+    def _made_room(self, thinned: list[Checkpoint] | None, error: Exception | None) -> None:
+        for checkpoint in thinned or ():
+            self._write("thinned", seq=checkpoint.manifest.seq, fit=checkpoint.manifest.position.fit)
+            size = f"{COMPLETED_FITS / 1024**3:.0f} GiB"
+            note = f"completed fits take more than {size}: from now on only the last weights of each model are kept"
+            self._shelf.voice.once("thinned", note)
+        if error is not None:
+            note = f"old checkpoints could not be removed: {error}"
+            self._shelf.voice.once(f"prune-failed {type(error).__name__}", note, urgent=True)
+
+    def _write(self, event: str, **fields: Any) -> None:
+        self._shelf.voice.record(self._shelf.journal.write(event, attempt=self._attempt, **fields))
