@@ -44,7 +44,7 @@ class StandInLink:
 class Bench:
     """A stager with all that it needs."""
 
-    def __init__(self) -> None:
+    def __init__(self, taken: tuple[int, int] = (0, 0)) -> None:
         self.link = StandInLink()
         self.fds = [os.memfd_create(f"test-{number}") for number in range(3)]
         os.ftruncate(self.fds[2], PAGE)
@@ -60,6 +60,7 @@ class Bench:
             write_through=self.write_through,
             note=self.notes.append,
             control=self.control,
+            taken=taken,
         )
 
     def write_through(self, files: dict[str, Any], about: dict[str, Any], seq: int) -> str:
@@ -126,6 +127,15 @@ def test_a_slot_that_the_parent_still_wants_is_left_alone(bench: Bench) -> None:
     bench.link.freed[1] = True
     assert bench.stage(arrays(3)) == 3
     assert_same(bench.whole(bench.link.sent[-2]["slot"]), arrays(2))
+
+
+def test_what_an_earlier_trainer_left_is_committed_first() -> None:
+    bench = Bench(taken=(4, 0))
+    assert bench.stage(arrays(1)) is None
+    assert bench.stager.newest_seq == 0, "it is not ours"
+    bench.link.freed[4] = True
+    assert bench.stage(arrays(1)) == 1
+    bench.close()
 
 
 def test_large_arrays_are_copied_by_two_threads_to_the_same_bytes(bench: Bench) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import pytest
 from tests.keras_runs.conftest import SCRIPT, Laboratory, Result
 
@@ -131,3 +134,33 @@ def test_a_cold_interpreter_resumes_too(cold_laboratory: Laboratory) -> None:
 
 
 SCRIPT_TEXT = SCRIPT.read_text()
+
+
+def test_what_is_put_back_does_not_lie_in_the_slot(zygote: list[str], tmp_path: Path) -> None:
+    """TensorFlow may adopt an array's memory; that of a slot is written over by the next stage."""
+    script = tmp_path / "alias.py"
+    script.write_text(ALIAS)
+    subprocess.run([*zygote, str(script), str(tmp_path / "out")], check=True, timeout=180)
+    assert (tmp_path / "out").read_text() == "0 of 12"
+
+
+ALIAS = """
+import mmap, sys
+import keras, numpy as np
+from ksupervise.child import state
+
+memory = mmap.mmap(-1, 1 << 24)
+base = np.frombuffer(memory, np.uint8)
+first = base.ctypes.data
+found = []
+for offset in (4096, 4096 + 64, 4096 + 4):
+    for shape in ((), (3,), (1024, 64), (64, 3, 3, 8)):
+        array = base[offset : offset + 4 * int(np.prod(shape))].view("float32").reshape(shape)
+        array.flags.writeable = False
+        variable = keras.Variable(np.ones(shape, "float32"))
+        state._assign(variable, array)
+        assert np.asarray(variable).sum() == 0
+        at = np.asarray(state.read(variable)).ctypes.data
+        found.append(first <= at < first + (1 << 24))
+open(sys.argv[1], "w").write(f"{sum(found)} of {len(found)}")
+"""

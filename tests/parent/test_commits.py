@@ -218,6 +218,13 @@ def test_what_the_child_could_not_announce_is_committed_too(office: Office) -> N
     assert office.on_disk() == [9, 1]
 
 
+def test_the_next_trainer_is_told_which_slots_are_still_being_committed(office: Office) -> None:
+    office.staged()
+    assert office.commits.taken() == [0, 1], "the first stage lies in slot 1"
+    office.turn()
+    assert office.commits.taken() == [0, 0]
+
+
 def test_a_commit_that_fails_is_told_and_the_next_one_tried(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     office.staged()
     office.turn()

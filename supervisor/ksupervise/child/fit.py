@@ -110,6 +110,7 @@ class Fit:
         self._validation_began = 0.0
         self._validation_seconds = 0.0
         self._sigterm = Sigterm(caller)
+        self._building = 0.0  # seconds of a restore that went into building the model and its optimizers
         self._staged_step = -1  # run-wide step of the newest state that would be gone back to
         self.listed_in: object = None
         self.open = False
@@ -228,8 +229,10 @@ class Fit:
 
     def _put_back_everything(self, arrays: dict[str, Any], saved: dict[str, Any]) -> None:
         """All or nothing: what does not fit the model ends the attempt before anything is changed."""
+        began = time.monotonic()
         state.build(self._model, self._iterator, saved["optimizers"])
         state.make_global_seed_generator(arrays)
+        self._building = time.monotonic() - began
         try:
             state.put_back(self._model, _variables_of(arrays))
         except state.Mismatch as mismatch:
@@ -247,7 +250,8 @@ class Fit:
         told = {**{name: at[name] for name in ("fit", "epoch", "batch", "step")}, "epochs": self._epochs}
         message = {"op": "restored", "mode": self._answer["mode"], "seq": self._answer["seq"], **told}
         seconds = round(time.monotonic() - self._asked, 4)
-        self.session.link.send({**message, "guarantee": guarantee, "seconds": seconds})
+        took = {"seconds": seconds, "building": round(self._building, 4)}
+        self.session.link.send({**message, "guarantee": guarantee, **took})
 
     @_all_or_nothing
     def put_back(self) -> None:

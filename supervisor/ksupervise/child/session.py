@@ -92,7 +92,14 @@ class Session:
         self.told: set[str] = set()
         next_seq = int(link.grant["next_seq"])
         self.stager = Stager(
-            link, slots, next_seq, self.attempt, write_through=self._commit, note=self.note, control=self.control
+            link,
+            slots,
+            next_seq,
+            self.attempt,
+            write_through=self._commit,
+            note=self.note,
+            control=self.control,
+            taken=link.grant.get("taken", (0, 0)),
         )
         self._models: list[tuple[weakref.ref[Any], int]] = []
         self.fingerprint = fingerprint.take()

@@ -15,7 +15,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,10 +62,12 @@ class Stager:
         write_through: WriteThrough,
         note: Callable[[str], None],
         control: Control,
+        taken: Sequence[int] = (0, 0),
     ) -> None:
-        """`note` tells the user something once."""
+        """`note` tells the user something once. `taken`: what an earlier trainer left in the slots, to be committed."""
         self._link = link
         self._slots = slots
+        self._taken = list(taken)
         self._seqs: list[int] = [0, 0]  # what this process staged in each slot
         self._newest = 1
         self._next_seq = next_seq
@@ -107,7 +109,7 @@ class Stager:
         return not self._is_free(self._next)
 
     def _is_free(self, index: int) -> bool:
-        return not self._seqs[index] or self._link.is_free(self._seqs[index])
+        return not self._taken[index] or self._link.is_free(self._taken[index])
 
     def prepare(self, size: int) -> None:
         """States of about `size` bytes will come: judge the memory, and have it touched before it is needed.
@@ -197,8 +199,7 @@ class Stager:
             if task is not None and not task.join(max(0.0, end - time.monotonic())):
                 return False
         self._warming, self._copying, self._urgent = None, None, False
-        seq = self._seqs[self._next]
-        return self._is_free(self._next) or self._link.wait_free(seq, end - time.monotonic())
+        return self._is_free(self._next) or self._link.wait_free(self._taken[self._next], end - time.monotonic())
 
     def settle(self, wait: float) -> None:
         """Wait for a copy that is under way, `wait` seconds at most."""
@@ -277,7 +278,8 @@ class Stager:
         slot = self._slots[index]
         description = {"attempt": self._attempt, "files": self._files, "digests": self._digests_at, "staged": True}
         slot.complete(seq, {**taken.about, **description})
-        self._seqs[index], self._newest = seq, index
+        self._taken[index] = self._seqs[index] = seq
+        self._newest = index
         self.at = time.monotonic()
         took = self.at - began
         self._tell("staged", {**told, "slot": index, "seq": seq, "stall": stall or took, "copy": took}, taken)

@@ -64,7 +64,7 @@ class Commits:
         self._control = control
         self._send = send
         self._waiting: _Staged | None = None
-        self._under_way = 0
+        self._hand: set[int] = set()  # seqs that are being committed
         self._deadline: float | None = None
         newest = shelf.stage.newest()
         # Newest seq that was handed to the persister; what the slots hold now was an earlier attempt's.
@@ -75,6 +75,12 @@ class Commits:
     def is_settled(self, seq: int) -> bool:
         """State `seq` is committed, or was given up."""
         return seq in self._settled
+
+    def taken(self) -> list[int]:
+        """For each slot the seq that is still to be committed from it, 0 for none: an earlier trainer's."""
+        held = [slot.read_description() for slot in self._shelf.stage.slots]
+        seqs = [int(about["seq"]) if about is not None and about.get("staged") else 0 for about in held]
+        return [seq if seq in self._hand else 0 for seq in seqs]
 
     def staged(self, index: int, about: dict[str, Any], told: Message) -> None:
         """The child finished a stage."""
@@ -134,7 +140,7 @@ class Commits:
     def _is_due(self, tolerance: float) -> bool:
         """The interval between commits is over, give or take `tolerance` seconds; one at a time."""
         pacer = self._shelf.pacer
-        if self._under_way:
+        if self._hand:
             return False
         return pacer.committed_at is None or time.monotonic() - pacer.committed_at >= pacer.pace.commit - tolerance
 
@@ -148,9 +154,9 @@ class Commits:
         assert staged is not None
         shelf, slot = self._shelf, self._shelf.stage.slots[staged.index]
         self.submitted = staged.seq
-        self._under_way += 1
-        if self._under_way == 1:
+        if not self._hand:
             shelf.pacer.commit_begins(self._control)
+        self._hand.add(staged.seq)
 
         def work() -> tuple[Committed, float]:
             began = time.monotonic()
@@ -163,7 +169,7 @@ class Commits:
         shelf.persister.submit(work, lambda found, error: self._committed(staged, found, error))
 
     def _committed(self, staged: _Staged, found: tuple[Committed, float] | None, error: Exception | None) -> None:
-        self._under_way -= 1
+        self._hand.discard(staged.seq)
         self._settled.add(staged.seq)
         if found is not None:
             self._enter(staged, *found)

@@ -104,6 +104,7 @@ class Dialogue:
         if not connection.open and connection is self._trainer:
             self._trainer = None
             self.trainer_pid = 0
+            self.commits.leftovers()  # another process of the group may be the next trainer
             self._desk.post(Released())
 
     def end_trainer(self) -> None:
@@ -145,6 +146,7 @@ class Dialogue:
             "grace": desk.grace,
             "earlier": self._earlier_trainers(),
             "next_seq": max(desk.shelf.store.next_seq(), self.commits.submitted + 1),
+            "taken": self.commits.taken(),
             "slots_on_disk": bool(desk.shelf.stage.on_disk),
             **self._wanted_by_retention(),
         }
@@ -262,7 +264,7 @@ class Dialogue:
         self._desk.post(Released())
 
     def _restored(self, connection: Connection, message: Message) -> None:
-        fields = ("fit", "epoch", "batch", "step", "seq", "mode", "guarantee", "seconds")
+        fields = ("fit", "epoch", "batch", "step", "seq", "mode", "guarantee", "seconds", "building")
         record = self._write("resumed", **{name: message.get(name) for name in fields})
         if record["mode"] == Mode.SKIP.value:
             self._desk.post(FitEnded(int(record["fit"])))
