@@ -343,6 +343,26 @@ def test_content_comes_in_chunks_whatever_its_size(office: Office) -> None:
         assert b"".join(map(bytes, content(slot, PAGE, size))) == data
 
 
+def test_a_commit_leaves_its_digests_in_the_slot(office: Office) -> None:
+    """The child takes none of a state that is committed at once."""
+    office.staged()
+    slot = office.stage.slots[1]
+    slot.reserve(4 * PAGE)
+    description = slot.read_description()
+    assert description is not None
+    about = {**description, "digests": 3 * PAGE}
+    slot.complete(about.pop("seq"), about)
+    slot.close()
+    office.turn()
+    office.stage.verify_newest()
+    os.pwrite(slot.fd, b"!", PAGE + 3)
+    office.stage._verified = 0
+    found = restore(office.store, office.stage, 1, 10)
+    assert "not what was staged" in found.scribbled
+    assert found.plan.checkpoint is not None
+    assert found.plan.checkpoint.seq == 1, "the disk has it"
+
+
 def test_where_no_memory_is_given_the_slots_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sandboxed kernel. They are reserved on the disk: a full one must not end in SIGBUS."""
 

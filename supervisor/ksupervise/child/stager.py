@@ -283,6 +283,8 @@ class Stager:
         self.at = time.monotonic()
         took = self.at - began
         self._tell("staged", {**told, "slot": index, "seq": seq, "stall": stall or took, "copy": took}, taken)
+        if told["durable"]:
+            return  # the parent takes digests while it commits, and leaves them in the slot
         self._digested = seq
         view, places, offset = slot.view(), list(self._files.values()), self._digests_at
         Task(lambda: self._take_digests(slot, view, seq, places, offset))

@@ -184,6 +184,7 @@ class Commits:
         pacer, path = self._shelf.pacer, made.checkpoint.path
         pacer.committed_at = time.monotonic()
         pacer.commit_ended(self._control, seconds)
+        self._shelf.stage.digest(staged.index, staged.seq, made.checkpoint.manifest.files)
         self._write("committed", seq=staged.seq, **staged.about["position"], path=path, seconds=round(seconds, 4))
         for damaged, reason in made.set_aside:
             self._write("set_aside", path=damaged, reason=reason)
