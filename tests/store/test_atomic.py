@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import threading
+import weakref
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -161,14 +162,21 @@ def test_buffers_of_any_size_and_place_are_written_right(tmp_path: Path, sizes: 
 
 
 @pytest.mark.parametrize("size", [CHUNK, CHUNK // 2, 3 * CHUNK, 100])
-def test_a_buffer_is_let_go_before_the_next_is_asked_for(tmp_path: Path, size: int) -> None:
+def test_a_buffer_is_let_go_once_it_is_written(tmp_path: Path, size: int) -> None:
+    """They may be windows on a large memory: of those, two at a time."""
+    made: list[weakref.ref[mmap.mmap]] = []
+
     def mappings() -> Iterator[mmap.mmap]:
         for n in range(5):
-            with mmap.mmap(-1, size) as mapping:  # its end raises BufferError if somebody holds a part of it
-                mapping[:] = bytes([n]) * size
-                yield mapping
+            mapping = mmap.mmap(-1, size)
+            mapping[:] = bytes([n]) * size
+            made.append(weakref.ref(mapping))
+            yield mapping
+            del mapping
+            assert [reference() is None for reference in made[:-1]] == [True] * (len(made) - 1)
 
     assert write_file(tmp_path / "f", mappings()).size == 5 * size
+    assert (tmp_path / "f").read_bytes() == b"".join(bytes([n]) * size for n in range(5))
 
 
 def test_a_whole_block_is_written_from_where_it_lies() -> None:

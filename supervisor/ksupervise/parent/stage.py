@@ -90,10 +90,10 @@ class Stage:
 
 
 def content(slot: Slot, offset: int, size: int) -> Iterator[memoryview]:
-    """The bytes of one staged file, DIGEST_CHUNK of them at a time; each is valid until the next.
+    """The bytes of one staged file, DIGEST_CHUNK of them at a time.
 
-    Memory is not copied but mapped, a window at a time: the parent's own stays flat whatever the state's size, and
-    a window begins at a page, as O_DIRECT wants it.
+    Memory is not copied but mapped, a window at a time, which goes with the last reference to it: the parent's own
+    stays flat whatever the state's size. A window begins at a page, as O_DIRECT wants it.
     """
     if os.fstat(slot.fd).st_size < offset + size:
         raise OSError(f"the stage ends before {offset + size} bytes")
@@ -101,10 +101,8 @@ def content(slot: Slot, offset: int, size: int) -> Iterator[memoryview]:
         length = min(DIGEST_CHUNK, size - start)
         if slot.on_disk:  # no seal keeps a file from shrinking under a mapping
             yield memoryview(_read(slot.fd, length, offset + start))
-            continue
-        window = mmap.mmap(slot.fd, length, _MAP, mmap.PROT_READ, offset=offset + start)
-        with window, memoryview(window) as view:
-            yield view
+        else:
+            yield memoryview(mmap.mmap(slot.fd, length, _MAP, mmap.PROT_READ, offset=offset + start))
 
 
 _MAP = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)  # Linux, Python 3.10: all pages in one call

@@ -28,7 +28,7 @@ from ksupervise.store.faults import DamagedCheckpoint, read_fault
 from ksupervise.store.helper import Helper
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator
 
 CHUNK = 8 * 1024 * 1024  # bytes under one digest; one or two of them are held in memory at a time
 MAX_CHUNK = 64 * 1024 * 1024  # bytes; what a manifest may ask of a reader's memory
@@ -128,7 +128,8 @@ def write_file(path: StrPath, chunks: Iterable[Buffer]) -> FileRecord:
 
     Args:
         path: must not exist; its directory is not synced.
-        chunks: buffers of any sizes, written back to back; each is let go before the next is asked for.
+        chunks: buffers of any sizes, written back to back. While one is written the next is asked for, on another
+            thread; what was written is referred to no more.
 
     Returns:
         The record by which a reader will know the file again. Digests are of what was written.
@@ -271,33 +272,49 @@ def _create(path: StrPath, buffers: Iterable[Buffer]) -> tuple[int, tuple[int, .
 
 
 def _write_blocks(fd: int, buffers: Iterable[Buffer]) -> tuple[int, tuple[int, ...]]:
-    """Write the buffers in blocks of CHUNK bytes; the size and each block's digest."""
+    """Write the buffers in blocks of CHUNK bytes; the size and each block's digest.
+
+    While a block is written the next one is got and digested, on a thread; for a small file there is none.
+    """
     size = 0
     digests = []
-    with closing(Helper[int]("digest")) as helper:
-        for block in _blocks(buffers):
-            if len(block) == CHUNK:
-                helper.begin(partial(zlib.crc32, block))
+    with closing(_blocks(buffers)) as blocks, closing(Helper[_Digested | None]("digest")) as helper:
+        found = _next_digested(blocks)
+        while found is not None:
+            block, digest = found
+            whole = len(block) == CHUNK  # a shorter one is the last
+            if whole:
+                helper.begin(partial(_next_digested, blocks))
                 _write_whole(fd, block)
-                digests.append(helper.result())
             else:
                 # Only whole blocks are aligned as O_DIRECT wants it; small files and tails go the common way.
                 _set_direct(fd, on=False)
                 _write_all(fd, block)
-                digests.append(zlib.crc32(block))
             size += len(block)
-            del block  # as `_blocks` wants it
+            digests.append(digest)
+            del block, found  # a mapping, maybe: it goes with us
+            found = helper.result() if whole else None
     return size, tuple(digests)
 
 
-def _blocks(buffers: Iterable[Buffer]) -> Iterator[memoryview]:
-    """The buffers' bytes, cut anew every CHUNK bytes. A block is valid until the next is asked for.
+_Digested = tuple[memoryview, int]
+
+
+def _next_digested(blocks: Iterator[memoryview]) -> _Digested | None:
+    """The next block and its digest, None behind the last."""
+    for block in blocks:
+        return block, zlib.crc32(block)
+    return None
+
+
+def _blocks(buffers: Iterable[Buffer]) -> Generator[memoryview, None, None]:
+    """The buffers' bytes, cut anew every CHUNK bytes. A block is valid until the next but one is asked for.
 
     A block that lies in one buffer is not copied: whoever hands out page-aligned buffers of CHUNK bytes has them
-    written from where they are. Nothing of a buffer is held when the next is asked for: it may be a mapping that its
-    owner closes.
+    written from where they are. Of the buffers before it nothing is held any more.
     """
-    own = memoryview(mmap.mmap(-1, CHUNK))  # page-aligned, and without pages until they are touched
+    # Page-aligned, and without pages until they are touched.
+    own, other = memoryview(mmap.mmap(-1, CHUNK)), memoryview(mmap.mmap(-1, CHUNK))
     filled = 0
     for buffer in buffers:
         rest = _bytes_of(buffer)
@@ -313,6 +330,7 @@ def _blocks(buffers: Iterable[Buffer]) -> Iterator[memoryview]:
             del part
             if filled == CHUNK:
                 yield own
+                own, other = other, own
                 filled = 0
         del rest
     if filled:
