@@ -105,6 +105,7 @@ class Control:
         "commit_every": 3,
         "persist": 4,  # seconds that a commit is expected to take
         "slowdown": 5,  # share of that by which training is slower
+        "stage_seconds": 9,  # for which a stage stops training, over the last few
         "mttf": 6,  # seconds expected between interruptions of the machine
         "beat": 32,
         "stage_cost": 33,  # seconds for which the newest stage stopped training
@@ -189,10 +190,10 @@ class Slot:
 
     def empty(self) -> None:
         """Give its memory back; what is still mapped reads as zeros."""
-        if self.size:
-            self.view()
-            assert self._map is not None
-            with contextlib.suppress(OSError, AttributeError):  # Linux
+        with contextlib.suppress(OSError, AttributeError):  # Linux, and an address space that has room for the mapping
+            if self.size:
+                self.view().release()
+                assert self._map is not None
                 self._map.madvise(mmap.MADV_REMOVE)
         self.close()
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 import threading
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -350,6 +353,31 @@ def test_memory_that_is_refused_after_all(bench: Bench, monkeypatch: pytest.Monk
         seq = bench.stage(arrays(value))
         assert seq == bench.stager.newest_seq
         assert len(bench.written) == value
+
+
+def test_an_address_space_that_is_too_small(tmp_path: Path) -> None:
+    """`ulimit -v`: a slot cannot be mapped. The store has to do, and it is said once."""
+    program = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+from child.test_stager import Bench, arrays, wait_until
+
+bench = Bench()
+bench.stage(arrays(1))
+bench.link.freed[1] = True
+used = int(open("/proc/self/statm").read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20),) * 2)
+bench.stager.prepare(400_000_000)
+wait_until(lambda: not bench.stager.busy)
+large = arrays(2, 5_000_000)
+bench.slots[0]._HEADROOM = bench.slots[1]._HEADROOM = 400_000_000
+for seq in (2, 3):
+    assert bench.stage(large) is not None
+    bench.link.freed[seq] = True
+assert (bench.stager.slots, len(bench.written), len(bench.notes)) == (0, 2, 1), (bench.stager.slots, bench.notes)
+"""
+    command = [sys.executable, "-c", program, str(Path(__file__).parents[1])]
+    subprocess.run(command, check=True, timeout=60)
 
 
 def test_memory_that_the_slots_have_taken_is_theirs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -267,7 +267,7 @@ def test_verify_leaves_a_run_that_is_owned_alone(place: Place) -> None:
     done = place.report("verify")
     assert done.code == 1
     assert done.out.splitlines()[-1] == b"0 whole, 2 damaged"
-    assert done.said("its parent, which runs, will set them aside when it next restores")
+    assert done.said("its parent is at work: to have them set aside, stop the run and verify again")
     assert first.exists()
     assert second.exists()
     parent.send(signal.SIGTERM)

@@ -10,6 +10,7 @@ does not suffice for one, the state is written straight into the store, and trai
 from __future__ import annotations
 
 import _thread
+import contextlib
 import errno
 import json
 import os
@@ -120,7 +121,12 @@ class Stager:
         self._judge(size)
         if self.slots:
             chosen = self._in_use
-            self._warming = Task(lambda: self._warm(chosen, size), hurried=True)
+            self._warming = Task(lambda: self._try_to_warm(chosen, size), hurried=True)
+
+    def _try_to_warm(self, indices: list[int], size: int) -> None:
+        """Memory that cannot be had now is missed, and told of, when a stage needs it."""
+        with contextlib.suppress(OSError):
+            self._warm(indices, size)
 
     def _warm(self, indices: list[int], size: int) -> None:
         """Touch every page of the slots, and change none."""

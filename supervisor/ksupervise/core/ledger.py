@@ -81,7 +81,8 @@ def _enter(attempt: AttemptAccount, record: Record) -> AttemptAccount:
         return replace(attempt, resumed_from=record.get("step"), guarantee=str(record.get("guarantee", "")))
     if event == "attempt_ended":
         taken = ("cause", "detail", "exit", "signal", "first_step", "last_step", "executed")
-        return replace(attempt, ended=at, **{name: record[name] for name in taken if name in record})
+        ended = float(record.get("ended", at))  # a lost one was entered later than it ended
+        return replace(attempt, ended=ended, **{name: record[name] for name in taken if name in record})
     return attempt
 
 

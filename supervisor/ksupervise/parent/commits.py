@@ -15,7 +15,7 @@ from typing import Any
 from ksupervise.parent.journal import Journal
 from ksupervise.parent.pace import Pacer
 from ksupervise.parent.persist import Committed, Persister, commit
-from ksupervise.parent.room import Room, make_room, size_text
+from ksupervise.parent.room import Room, beyond_cap, make_room, size_text
 from ksupervise.parent.stage import Stage
 from ksupervise.parent.voice import Voice
 from ksupervise.store import COMPLETED_FITS, Checkpoint, CheckpointStore, FileRecord, Retention
@@ -24,6 +24,7 @@ from ksupervise.wire import Control
 _LAST_CHANCE = 1.2  # a commit begins before a deadline when so many times what it takes is left
 _PLENTY = 3.0  # and at once if there is time for so many of them: then a newer stage can follow
 _MARGIN = 1.0  # seconds
+_FAILED = "commit-failed"  # what is said once under this name, until it is over
 
 Message = dict[str, Any]
 
@@ -100,6 +101,7 @@ class Commits:
         pacer.staged(self._control, float(told.get("stall", 0.0)), cold=False)
         pacer.committed_at = time.monotonic()
         self._write("committed", seq=seq, **dict(told["position"]), path=str(told["path"]))
+        self._tell_recovered(int(told["position"]["step"]))
         self._make_room()
         self.when_settled()
 
@@ -107,7 +109,7 @@ class Commits:
         """The child could not write a state straight into the store; if the disk is full, the next one may fit."""
         shelf = self._shelf
         self._settled.add(int(told["seq"]))
-        self._failed(int(told["seq"]), str(told["reason"]), "unsaved")
+        self._failed(int(told["seq"]), str(told["reason"]))
         if told.get("full"):
             room = Room(shelf.store, shelf.retention, int(told["size"]))
             shelf.persister.submit(lambda: room.make(refused=True), lambda made, error: self._tell_freed(room.freed))
@@ -174,7 +176,7 @@ class Commits:
         if found is not None:
             self._enter(staged, *found)
         else:
-            self._failed(staged.seq, str(error), type(error).__name__)
+            self._failed(staged.seq, str(error))
         self._free(staged, committed=found is not None)
         self.when_settled()
         if found is not None:
@@ -186,32 +188,46 @@ class Commits:
         pacer.commit_ended(self._control, seconds)
         self._shelf.stage.digest(staged.index, staged.seq, made.checkpoint.manifest.files)
         self._write("committed", seq=staged.seq, **staged.about["position"], path=path, seconds=round(seconds, 4))
+        self._tell_recovered(staged.about["position"]["step"])
         for damaged, reason in made.set_aside:
             self._write("set_aside", path=damaged, reason=reason)
             self._shelf.voice.say(f"a damaged checkpoint was set aside: {damaged}: {reason}", urgent=True)
         self._tell_freed(made.freed)
 
-    def _failed(self, seq: int, reason: str, kind: str) -> None:
+    def _failed(self, seq: int, reason: str) -> None:
         self._write("commit_failed", seq=seq, reason=reason)
         note = f"a checkpoint could not be written, training goes on: {reason}"
-        self._shelf.voice.once(f"commit-failed {kind}", note, urgent=True)
+        self._shelf.voice.once(_FAILED, note, urgent=True)
+
+    def _tell_recovered(self, step: int) -> None:
+        if self._shelf.voice.forget(_FAILED):
+            self._shelf.voice.say(f"checkpoints can be written again: that of step {step} is on the disk", urgent=True)
 
     def _tell_freed(self, freed: Sequence[Checkpoint]) -> None:
         if freed:
             self._write("freed", seqs=[checkpoint.manifest.seq for checkpoint in freed])
             size = size_text(sum(checkpoint.manifest.size for checkpoint in freed))
             number = "an older checkpoint" if len(freed) == 1 else f"{len(freed)} older checkpoints"
-            self._shelf.voice.say(f"the disk is full: {number} ({size}) removed to make room", urgent=True)
+            note = f"the disk is full: {number} ({size}) removed to make room; this goes on as long as it is"
+            self._shelf.voice.once("freed", note, urgent=True)
 
     def _free(self, staged: _Staged, *, committed: bool) -> None:
         self._send({"op": "free", "slot": staged.index, "seq": staged.seq, "committed": committed})
 
     def _make_room(self) -> None:
         shelf = self._shelf
-        shelf.persister.submit(lambda: make_room(shelf.store, shelf.retention), self._made_room)
+        shelf.persister.submit(
+            lambda: (make_room(shelf.store, shelf.retention), beyond_cap(shelf.store, shelf.retention)),
+            self._made_room,
+        )
 
-    def _made_room(self, thinned: list[Checkpoint] | None, error: Exception | None) -> None:
-        for checkpoint in thinned or ():
+    def _made_room(self, found: tuple[list[Checkpoint], int] | None, error: Exception | None) -> None:
+        thinned, beyond = found or ([], 0)
+        if beyond:
+            allowed = size_text(self._shelf.retention.bytes or 0)
+            note = f"--keep-bytes {allowed}: the newest two and what the run needs to go on take {size_text(beyond)}"
+            self._shelf.voice.once("beyond-cap", note)
+        for checkpoint in thinned:
             self._write("thinned", seq=checkpoint.manifest.seq, fit=checkpoint.manifest.position.fit)
             size = f"{COMPLETED_FITS / 1024**3:.0f} GiB"
             note = f"completed fits take more than {size}: from now on only the last weights of each model are kept"

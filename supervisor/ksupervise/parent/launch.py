@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import sys
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ksupervise.parent.console import LogFile
 from ksupervise.parent.process import Child
 from ksupervise.parent.stage import live_page
 from ksupervise.parent.trainer import Dialogue, Facts
-from ksupervise.store import RunLayout, write_fault
+from ksupervise.store import RunLayout, StoreUnwritable, write_fault
 
 LIVE = "live"  # the control page's name in the attempt's directory
 _HASHES = "PYTHONHASHSEED"  # the order of sets of strings
@@ -37,6 +38,7 @@ class Attempt:
     log_path: str
     open_outputs: set[int] = field(default_factory=set)
     survivors: tuple[int, ...] = ()
+    unwritten: str = ""  # why its log and its control page are not in the run's directory
     ended: bool = False  # noticed by SIGCHLD, where there is no pidfd
 
     @property
@@ -90,20 +92,24 @@ def launch(
     layout: RunLayout,
     lock_fd: int,
     open_dialogue: Callable[[int, wire.Control, int, Sequence[int]], Dialogue],
+    *,
+    without_disk: bool = False,
 ) -> Attempt:
-    """Start attempt `number`. Raises OSError when the command cannot be executed, StoreUnwritable, StoreFull."""
-    folder = Path(layout.make_attempt(number))
-    log_path = layout.output_log(number)
+    """Start attempt `number`. With `without_disk` it is started even if nothing can be written for it.
+
+    Raises OSError when the command cannot be executed, StoreUnwritable, StoreFull.
+    """
+    log_path, unwritten = layout.output_log(number), ""
     with contextlib.ExitStack() as undo:
-        try:  # every file before the child: nothing that fails after the spawn may leave it running
-            control = live_page(folder / LIVE, create=True)
-            undo.callback(control.close)
-            live_fd = os.open(folder / LIVE, os.O_RDWR | os.O_CLOEXEC)
-            undo.callback(os.close, live_fd)
-            log = LogFile(Path(log_path))
-            undo.callback(log.close)
-        except OSError as error:
-            raise write_fault(error, str(folder)) from error
+        # Every file before the child: nothing that fails after the spawn may leave it running.
+        try:
+            control, live_fd, log = _open_files(Path(layout.make_attempt(number)) / LIVE, Path(log_path), undo)
+        except (OSError, StoreUnwritable) as error:
+            unwritten = str(error)
+            if not without_disk or sys.platform != "linux":
+                raise error if isinstance(error, StoreUnwritable) else write_fault(error, log_path) from error
+            with _page_in_memory() as live:
+                control, live_fd, log = _open_files(live, Path(os.devnull), undo)
         inherited = fcntl.fcntl(lock_fd, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
         undo.callback(os.close, inherited)
         marks = {wire.ENV_ATTEMPT: str(number), wire.ENV_LOCK_FD: str(inherited)}
@@ -111,7 +117,30 @@ def launch(
         undo.pop_all()
         os.close(inherited)
     dialogue = open_dialogue(number, control, live_fd, tuple(child.outlets))
-    return Attempt(number, child, control, live_fd, dialogue, log, log_path, set(child.outlets))
+    return Attempt(number, child, control, live_fd, dialogue, log, log_path, set(child.outlets), unwritten=unwritten)
+
+
+@contextlib.contextmanager
+def _page_in_memory() -> Iterator[Path]:
+    """A path, for now, by which memory can be opened like a file."""
+    memory = os.memfd_create("ksupervise-live", os.MFD_CLOEXEC)
+    try:
+        yield Path(f"/proc/self/fd/{memory}")
+    finally:
+        os.close(memory)
+
+
+def _open_files(live: Path, log_path: Path, undo: contextlib.ExitStack) -> tuple[wire.Control, int, LogFile]:
+    """The control page, a descriptor of it for the child, and the log. Raises OSError."""
+    with contextlib.ExitStack() as here:
+        control = live_page(live, create=True)
+        here.callback(control.close)
+        fd = os.open(live, os.O_RDWR | os.O_CLOEXEC)
+        here.callback(os.close, fd)
+        log = LogFile(log_path)
+        here.callback(log.close)
+        undo.push(here.pop_all())
+    return control, fd, log
 
 
 def child_environment(

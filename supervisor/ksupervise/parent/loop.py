@@ -313,6 +313,7 @@ class Supervisor:
                 owned.layout,
                 owned.lock.fileno(),
                 lambda number, control, live, outputs: Dialogue(self._desk, number, control, live, outputs),
+                without_disk=self._stage.newest() is not None,  # what is in memory must not be lost for a log
             )
         except OSError as error:
             self._record("launched", attempt=action.attempt, error=str(error))
@@ -320,6 +321,8 @@ class Supervisor:
             self._events.append(SpawnFailed(code, f"{self._command[0]} cannot be run: {error.strerror}"))
             return
         self._attempt = attempt
+        if attempt.unwritten:
+            self._voice.say(f"no log is kept of attempt {action.attempt}: {attempt.unwritten}", urgent=True)
         self._pacer.tell(attempt.control)
         self._record("launched", attempt=action.attempt, pid=attempt.child.pid)
         if attempt.child.pidfd is not None:

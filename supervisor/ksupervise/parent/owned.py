@@ -6,9 +6,10 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ksupervise import __version__
 from ksupervise.core.actions import Finish, RunState
@@ -24,9 +25,15 @@ from ksupervise.settings import Settings
 from ksupervise.store import CheckpointStore, RunLayout, RunLock, owner_is_alive, read_owner, write_fault
 from ksupervise.wire import ENV_RUN_DIR
 
+_A_DAY = 86400.0  # seconds that may lie between an attempt's last record and its last beat
 ARCHIVE = ".archive"
 _ANNOUNCING = 1.0  # seconds in which a new owner has surely written who it is
 _LEAVING = 15.0  # seconds beyond the grace that a lost parent's child may take to save and leave
+
+
+def steps(number: int) -> str:
+    """`1 step`, `12 steps`."""
+    return f"{number} step{'' if number == 1 else 's'}"
 
 
 @dataclass
@@ -54,7 +61,7 @@ class OwnedRun:
         if accounts.checkpoint is None:
             resume = "starting over (no checkpoint yet)"
         else:
-            resume = f"resuming from step {accounts.checkpoint['step']} (lost work: {last.lost_steps} steps)"
+            resume = f"resuming from step {accounts.checkpoint['step']} (lost work: {steps(last.lost_steps)})"
         when = "now" if wait < 0.05 else f"in {wait:.1f} s"
         ended = f"attempt {last.number} ended {reached}: {last.detail}"
         return f"{ended}; {resume}, attempt {last.number + 1} {when}; log: {log}"
@@ -132,7 +139,7 @@ def _admit(
     if reseeded:
         say(f"--seed {settings.seed} is not the seed that run {record.name} had: what the script draws may change")
     record = run.with_seed(record, settings.seed)
-    return _prepare(record, admission, command, script, layout, lock)
+    return _prepare(record, admission, command, script, layout, lock, say)
 
 
 def _recorded(path: Path, layout: RunLayout) -> RunRecord | None:
@@ -155,6 +162,7 @@ def _prepare(
     script: str,
     layout: RunLayout,
     lock: RunLock,
+    say: Callable[[str], None],
 ) -> OwnedRun:
     record = replace(
         record,
@@ -171,9 +179,13 @@ def _prepare(
     run.save(Path(layout.run_json), record)
     boot.pack(Path(layout.boot_zip))
     with contextlib.closing(open_journal(layout)) as book:
-        accounts = account(journal.read(Path(layout.journal)), time.time())
+        records = list(journal.read(Path(layout.journal)))
+        accounts = account(records, time.time())
         _enter_orphans_commits(store, accounts, book)
-        _enter_lost_attempt(layout, accounts, book)
+        _enter_lost_attempt(layout, accounts, records, book)
+    if newest is None and accounts.checkpoint is not None:
+        at = accounts.checkpoint["step"]
+        say(f"no valid checkpoint is left of this run, which had one at step {at}: training starts over")
     history = History(
         attempt=max([attempt.number for attempt in accounts.attempts], default=0),
         stepped=any(attempt.executed for attempt in accounts.attempts) or newest is not None,
@@ -201,12 +213,16 @@ def _enter_orphans_commits(store: CheckpointStore, accounts: Account, book: jour
             book.write("committed", attempt=manifest.attempt, seq=manifest.seq, **position, path=checkpoint.path)
 
 
-def _enter_lost_attempt(layout: RunLayout, accounts: Account, book: journal.Journal) -> None:
+def _enter_lost_attempt(
+    layout: RunLayout, accounts: Account, records: Sequence[Mapping[str, Any]], book: journal.Journal
+) -> None:
     """Close the account of an attempt whose parent died: its control page tells how far it came."""
     last = accounts.attempts[-1] if accounts.attempts else None
     if last is None or last.ended is not None:
         return
     steps: dict[str, int | None] = {}
+    known = [record for record in records if record.get("attempt") == last.number]
+    ended = max((float(record["at"]) for record in known), default=last.started)
     try:
         control = live_page(Path(layout.attempt(last.number)) / LIVE)
         if control.integer("executed"):
@@ -215,11 +231,13 @@ def _enter_lost_attempt(layout: RunLayout, accounts: Account, book: journal.Jour
                 "last_step": control.integer("step"),
                 "executed": control.integer("executed"),
             }
+        # Its last beat, if that is of the same boot as its last record.
+        ended += max(0.0, min(_A_DAY, control["beat"] - float(known[-1]["mono"]))) if known else 0.0
         control.close()
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError):
         pass  # the machine went down before the page was written: the journal knows what it knows
     detail = "the parent was killed or the machine went away"
-    book.write("attempt_ended", attempt=last.number, cause="lost", detail=detail, **steps)
+    book.write("attempt_ended", attempt=last.number, cause="lost", detail=detail, ended=round(ended, 3), **steps)
 
 
 def _acquire(layout: RunLayout, grace: float, say: Callable[[str], None]) -> RunLock:

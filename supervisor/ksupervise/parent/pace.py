@@ -96,6 +96,7 @@ class Pacer:
         control["stage_every"], control["stage_term"] = self.pace.stage, TERMS.index(self.pace.stage_term)
         control["commit_every"], control["commit_term"] = self.pace.commit, TERMS.index(self.pace.commit_term)
         control["persist"], control["slowdown"] = self._costs.persist, self._costs.slowdown
+        control["stage_seconds"] = self._costs.stage
         control["mttf"] = self._hazard().mttf
 
     def _worked_out(self) -> Pace:
@@ -116,7 +117,8 @@ def hazard_of(records: Iterable[Mapping[str, Any]]) -> Hazard:
         if record["event"] == "launched":
             began = float(record["at"])
         elif record["event"] == "attempt_ended":
-            observed += max(0.0, float(record["at"]) - began) if began is not None else 0.0
+            ended = float(record.get("ended", record["at"]))
+            observed += max(0.0, ended - began) if began is not None else 0.0
             began = None
             interruptions += record.get("cause") in _MACHINE
             announced += record.get("cause") == "preempted"

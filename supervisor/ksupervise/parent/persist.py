@@ -186,7 +186,8 @@ def restore(
             return Restored(chosen, hold(store, stage, candidate), tuple(aside), scribbled)
         except DamagedCheckpoint as damage:
             assert candidate.checkpoint is not None  # a stage in memory is read by nobody here
-            aside.append((store.set_aside(candidate.checkpoint.path, damage.reason), damage.reason))
+            reason = damage.reason_in(candidate.checkpoint.path)
+            aside.append((store.set_aside(candidate.checkpoint.path, reason), reason))
 
 
 def known(store: CheckpointStore, stage: Stage) -> list[Candidate]:

@@ -68,6 +68,12 @@ class Room:
         return "".join(words)
 
 
+def beyond_cap(store: CheckpointStore, retention: Retention) -> int:
+    """Bytes of all checkpoints where those that must be kept are more than `--keep-bytes` allows; else 0."""
+    total = sum(checkpoint.manifest.size for checkpoint in store.checkpoints())
+    return total if retention.bytes is not None and total > retention.bytes else 0
+
+
 def size_text(size: int) -> str:
     """Bytes for people: `812 B`, `3.1 kB`, `98.0 MB`, `1.25 GB`."""
     for digits, unit, name in ((2, 10**9, "GB"), (1, 10**6, "MB"), (1, 10**3, "kB")):

@@ -14,7 +14,7 @@ from ksupervise.errors import RunBusy, UsageError
 from ksupervise.parent import process
 from ksupervise.parent.console import Console
 from ksupervise.parent.loop import Supervisor
-from ksupervise.parent.owned import OwnedRun, take
+from ksupervise.parent.owned import OwnedRun, steps, take
 from ksupervise.parent.voice import Voice
 from ksupervise.store import StoreUnwritable
 
@@ -64,7 +64,7 @@ def _last_line(owned: OwnedRun, verdict: Finish) -> str:
         line += f": {verdict.detail}"
     line += f" ({attempts} attempt{'s' if attempts != 1 else ''}"
     if accounts.steps_executed:
-        line += f", {accounts.steps_executed} steps executed, {accounts.lost_steps} lost"
+        line += f", {steps(accounts.steps_executed)} executed, {accounts.lost_steps} lost"
     line += ")"
     if verdict.state in (RunState.PREEMPTED, RunState.INTERRUPTED) and accounts.checkpoint:
         line += f"; saved at step {accounts.checkpoint['step']}, the same command goes on"

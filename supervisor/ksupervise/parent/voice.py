@@ -32,6 +32,12 @@ class Voice:
             self._said.add(key)
             self.say(line, urgent=urgent)
 
+    def forget(self, key: str) -> bool:
+        """What was said under `key` is over; said again it is news. False: nothing was."""
+        said = key in self._said
+        self._said.discard(key)
+        return said
+
     def record(self, record: dict[str, Any]) -> None:
         """Show a journal record, with --json-log only."""
         if self._json_log:

@@ -164,10 +164,7 @@ def _examine(store: CheckpointStore, checkpoint: Checkpoint) -> Finding | None:
             return _examine(store, now)
         if now is None and not os.path.lexists(checkpoint.path):
             return None
-        reason = (
-            damage.reason if damage.path == checkpoint.path else f"{os.path.basename(damage.path)}: {damage.reason}"
-        )
-        return Finding(checkpoint.path, "damaged", reason, checkpoint, exit_code=1)
+        return Finding(checkpoint.path, "damaged", damage.reason_in(checkpoint.path), checkpoint, exit_code=1)
     except (NewerFormat, StoreUnreadable) as error:
         return replace(_unknown(checkpoint.path, error), checkpoint=checkpoint)
     return Finding(checkpoint.path, "whole", "", checkpoint)
@@ -177,6 +174,11 @@ def _unknown(path: str, error: KsuperviseError) -> Finding:
     return Finding(path, "unknown", str(error), exit_code=error.exit_code)
 
 
+_AT_WORK = (
+    "its parent is at work: to have them set aside, stop the run and verify again; none is ever loaded unverified"
+)
+
+
 def set_aside_damaged(store: CheckpointStore, findings: Sequence[Finding]) -> tuple[list[Finding], str]:
     """Move what was found damaged out of the way, if nobody owns the run; why not, "" if it was done."""
     if not any(finding.state == "damaged" for finding in findings):
@@ -184,7 +186,7 @@ def set_aside_damaged(store: CheckpointStore, findings: Sequence[Finding]) -> tu
     lock = RunLock(store.layout.lock)
     try:
         if not lock.acquire():
-            return list(findings), "its parent, which runs, will set them aside when it next restores"
+            return list(findings), _AT_WORK
         return [_aside(store, finding) for finding in findings], ""
     except KsuperviseError as error:
         return list(findings), f"they could not be set aside: {error}"

@@ -14,7 +14,7 @@ def as_json(live: Live | None, *, running: bool) -> dict[str, Any] | None:
     if live is None or not live.staged_at:
         return None
     return {
-        "stage_s": round(live.stage_cost, 4),
+        "stage_s": round(live.stage_seconds, 4),
         "stage_every_s": round(live.stage_every, 2),
         "stage_bound_by": live.stage_term,
         "commit_s": round(live.persist, 4),
@@ -31,7 +31,7 @@ def as_json(live: Live | None, *, running: bool) -> dict[str, Any] | None:
 
 def _overhead(live: Live) -> float:
     """Share of time that checkpoints cost at this pace."""
-    stages = live.stage_cost / live.stage_every if live.stage_every else 0.0
+    stages = live.stage_seconds / live.stage_every if live.stage_every else 0.0
     return stages + (live.persist * live.slowdown / live.commit_every if live.commit_every else 0.0)
 
 
@@ -52,7 +52,11 @@ def lines(facts: dict[str, Any] | None) -> list[str]:
     newest = ""
     if facts["staged_age_s"] is not None:
         newest = f"; the newest: step {facts['staged_step']}, {span(facts['staged_age_s'])} old"
-    place = {0: "; no copy in memory, which is short", 1: "; one copy, memory is short"}.get(facts["slots"], "")
+    if facts["slots"] == 0:
+        every = f"every {brief(facts['stage_every_s'])} ({_WHY[facts['stage_bound_by']]})"
+        stops = f"memory is short, training waits {brief(facts['stage_s'])} for it"
+        return [f"to disk    {every}; {stops}; overhead {facts['overhead']:.2%}{newest}"]
+    place = "; one copy, memory is short" if facts["slots"] == 1 else ""
     stage, commit = _WHY[facts["stage_bound_by"]], _WHY[facts["commit_bound_by"]]
     memory = f"every {brief(facts['stage_every_s'])} ({stage}), stops training for {brief(facts['stage_s'])}"
     disk = f"every {brief(facts['commit_every_s'])} ({commit}), takes {brief(facts['commit_s'])} beside it"

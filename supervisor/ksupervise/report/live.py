@@ -33,7 +33,7 @@ class Live:
     staged_step: int
     beat: float
     staged_at: float
-    stage_cost: float
+    stage_seconds: float
     stage_every: float
     stage_term: str
     commit_every: float
@@ -45,7 +45,7 @@ class Live:
 
 
 _WORDS = ("fit", "epoch", "epochs", "batch", "step", "executed", "first_step", "staged_step")
-_TIMES = ("beat", "staged_at", "stage_cost", "stage_every", "commit_every", "persist", "slowdown", "mttf")
+_TIMES = ("beat", "staged_at", "stage_seconds", "stage_every", "commit_every", "persist", "slowdown", "mttf")
 
 
 def read(layout: RunLayout, accounts: Account) -> Live | None:

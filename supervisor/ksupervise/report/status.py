@@ -31,6 +31,7 @@ class Standing:
     live: Live | None
     newest: Checkpoint | None
     child_pid: int | None
+    commit_failed: str | None
 
 
 def find(store: Path, name: str | None) -> Path:
@@ -62,7 +63,7 @@ def read(directory: Path) -> Standing:
     live = read_live(layout, accounts)
     child = _child_pid(records) if state is RunState.RUNNING else None
     newest = CheckpointStore(directory, record.id).newest()
-    return Standing(directory, record, state, accounts, owner, live, newest, child)
+    return Standing(directory, record, state, accounts, owner, live, newest, child, _commit_failed(records))
 
 
 def _state(record: RunRecord, owner: Owner | None) -> RunState:
@@ -78,6 +79,12 @@ def _child_pid(records: list[dict[str, Any]]) -> int | None:
     return launched[-1].get("pid") if launched else None
 
 
+def _commit_failed(records: list[dict[str, Any]]) -> str | None:
+    """Why the latest commit failed, None if it did not."""
+    commits = [record for record in records if record["event"] in ("committed", "commit_failed")]
+    return commits[-1].get("reason") if commits else None
+
+
 def as_json(standing: Standing) -> dict[str, Any]:
     """The documented object."""
     accounts, live, newest = standing.accounts, standing.live, standing.newest
@@ -89,6 +96,8 @@ def as_json(standing: Standing) -> dict[str, Any]:
         executed += live.executed
     if attempts and attempts[-1]["ended"] is None and standing.state is RunState.LOST:
         attempts[-1].update(cause="lost", detail="the parent was killed or the machine went away")
+        if live is not None and live.executed:  # unless its child still saves
+            attempts[-1]["lost_steps"] = max(0, live.step - (newest.manifest.position.step if newest else 0))
     position = newest.manifest.position if newest else None
     return {
         "run": standing.record.name,
@@ -101,9 +110,10 @@ def as_json(standing: Standing) -> dict[str, Any]:
         "epoch": live.epoch if live else (position.epoch if position else None),
         "step": live.step if live else (position.step if position else 0),
         "steps_executed": executed,
-        "lost_steps": accounts.lost_steps,
+        "lost_steps": sum(attempt["lost_steps"] for attempt in attempts),
         "phase": live.phase if live and running else None,
         "checkpoint": _checkpoint(newest),
+        "commit_failed": standing.commit_failed,
         "checkpointing": costs.as_json(live, running=running),
         "goodput": accounts.goodput,
         "pid": standing.owner.pid if standing.owner and running else None,
@@ -139,6 +149,8 @@ def as_text(standing: Standing) -> str:
             f"position   fit {live.fit}, epoch {min(live.epoch + 1, live.epochs)} of {live.epochs}, step {live.step}"
         )
     lines.append(f"checkpoint {_checkpoint_text(facts['checkpoint'])}")
+    if facts["commit_failed"]:
+        lines.append(f"           newer ones could not be written: {facts['commit_failed']}")
     lines += costs.lines(facts["checkpointing"])
     goodput = facts["goodput"]
     share = "" if goodput is None else f", goodput {goodput:.0%}"

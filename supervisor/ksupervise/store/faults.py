@@ -90,6 +90,10 @@ class DamagedCheckpoint(KsuperviseError):
         self.path = path
         self.reason = reason
 
+    def reason_in(self, checkpoint: str) -> str:
+        """The reason, with the file's name if it is not the whole of `checkpoint` that is wrong."""
+        return self.reason if self.path == checkpoint else f"{os.path.basename(self.path)}: {self.reason}"
+
 
 class NewerFormat(KsuperviseError):
     """A newer ksupervise wrote this checkpoint. It is not damaged, so it must not be set aside."""

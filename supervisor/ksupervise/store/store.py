@@ -151,6 +151,9 @@ class CheckpointStore:
         target: str,
         check: Callable[[FileRecord], None] | None,
     ) -> Manifest:
+        gone = not os.path.isdir(self.layout.tmp) or not os.path.isdir(self.layout.checkpoints)
+        if gone and os.path.isdir(self.layout.root):  # without its root the mount went away, or the whole run
+            self.layout.create()
         temporary = os.path.join(self.layout.tmp, unique(os.path.basename(target)))
         os.mkdir(temporary, 0o700)
         try:
@@ -189,7 +192,7 @@ class CheckpointStore:
                 valid.append(self._look(path))
             except DamagedCheckpoint as error:
                 if os.path.lexists(path):  # else its owner pruned it while we looked
-                    damaged.append((path, error.reason))
+                    damaged.append((path, error.reason_in(path)))
             except (NewerFormat, StoreUnreadable) as error:
                 unknown.append((path, error))
         valid.sort(key=lambda each: each.manifest.order, reverse=True)
@@ -352,10 +355,7 @@ class CheckpointStore:
         try:
             self.verify(checkpoint)
         except DamagedCheckpoint as damage:
-            reason = (
-                damage.reason if damage.path == checkpoint.path else f"{os.path.basename(damage.path)}: {damage.reason}"
-            )
-            raise DamagedCheckpoint(checkpoint.path, reason) from damage
+            raise DamagedCheckpoint(checkpoint.path, damage.reason_in(checkpoint.path)) from damage
 
     def _remove(self, victims: Sequence[str]) -> None:
         # The survivors' names first: they may come from a life that was killed before it synced them.
