@@ -126,3 +126,10 @@ def test_what_status_documents_is_there() -> None:
     documented = {"number", "cause", "exit", "started", "ended", "first_step", "last_step", "resumed_from"}
     assert documented | {"lost_steps"} <= set(attempt.as_json())
     assert attempt.as_json()["lost_steps"] == 10
+
+
+def test_a_lost_attempt_ended_before_it_was_entered() -> None:
+    """Its end is found out by the next parent, hours later maybe."""
+    lost = {**ended(1, 5000.0, 0, 10, cause="lost"), "ended": 60.0}
+    found = accounts(launched(1, 0.0), fit_began(1, 10.0), lost, now=5000.0)
+    assert found.attempts[0].ended == 60.0

@@ -240,6 +240,27 @@ def test_a_commit_that_fails_is_told_and_the_next_one_tried(office: Office, monk
     assert office.on_disk() == [3, 1]
 
 
+def test_a_trouble_that_is_over_is_told_and_the_next_one_again(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def say(line: str, *, urgent: bool = False) -> None:
+        said.append(line)
+
+    monkeypatch.setattr(office.shelf.voice, "say", say)
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(CheckpointStore, "_publish", lambda *_: (_ for _ in ()).throw(OSError(5, "EIO")))
+            for _ in range(3):
+                office.staged(durable=True)
+                office.turn(1)
+        office.staged(durable=True)
+        office.turn()
+    assert [line.split(":")[0] for line in said] == [
+        "a checkpoint could not be written, training goes on",
+        "checkpoints can be written again",
+    ] * 2
+
+
 def test_a_state_that_the_child_wrote_itself_is_entered(office: Office) -> None:
     position = {"fit": 1, "epoch": 0, "batch": 5, "step": 5, "kind": "batch"}
     office.commits.saved({"seq": 5, "position": position, "path": "there", "stall": 2.0})

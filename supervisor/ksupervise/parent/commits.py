@@ -188,11 +188,11 @@ class Commits:
         pacer.commit_ended(self._control, seconds)
         self._shelf.stage.digest(staged.index, staged.seq, made.checkpoint.manifest.files)
         self._write("committed", seq=staged.seq, **staged.about["position"], path=path, seconds=round(seconds, 4))
-        self._tell_recovered(staged.about["position"]["step"])
         for damaged, reason in made.set_aside:
             self._write("set_aside", path=damaged, reason=reason)
             self._shelf.voice.say(f"a damaged checkpoint was set aside: {damaged}: {reason}", urgent=True)
         self._tell_freed(made.freed)
+        self._tell_recovered(staged.about["position"]["step"])
 
     def _failed(self, seq: int, reason: str) -> None:
         self._write("commit_failed", seq=seq, reason=reason)
@@ -208,7 +208,7 @@ class Commits:
             self._write("freed", seqs=[checkpoint.manifest.seq for checkpoint in freed])
             size = size_text(sum(checkpoint.manifest.size for checkpoint in freed))
             number = "an older checkpoint" if len(freed) == 1 else f"{len(freed)} older checkpoints"
-            note = f"the disk is full: {number} ({size}) removed to make room; this goes on as long as it is"
+            note = f"the disk is full: {number} ({size}) removed to make room, and more will be as it is needed"
             self._shelf.voice.once("freed", note, urgent=True)
 
     def _free(self, staged: _Staged, *, committed: bool) -> None:

@@ -443,7 +443,9 @@ class Supervisor:
         attempt = self._attempt
         assert attempt is not None
         wait = delay(action.failures)
-        self._voice.say(self._owned.restart_line(wait, attempt.log_path), urgent=True)
+        newest = self._stage.newest()  # one that could not be committed is gone back to all the same
+        staged = newest[1]["position"]["step"] if newest is not None and newest[1].get("staged") else None
+        self._voice.say(self._owned.restart_line(wait, attempt.log_path, staged), urgent=True)
         self._record("relaunch", attempt=attempt.number + 1, delay=round(wait, 3))
         self._forget_attempt()
         self._timers[Timer.BACKOFF] = time.monotonic() + wait

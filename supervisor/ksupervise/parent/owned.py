@@ -51,17 +51,20 @@ class OwnedRun:
         """The accounts as of now."""
         return account(journal.read(Path(self.layout.journal)), time.time())
 
-    def restart_line(self, wait: float, log: str) -> str:
-        """Why the last attempt ended and how it goes on, in one line."""
+    def restart_line(self, wait: float, log: str, staged: int | None) -> str:
+        """Why the last attempt ended and how it goes on, in one line. `staged`: step of the newest state in memory."""
         accounts = self.account()
         if not accounts.attempts:  # the disk was full when the journal should have been written
             return f"the attempt ended, and its record could not be written; the next one in {wait:.1f} s; log: {log}"
         last = accounts.attempts[-1]
         reached = "before any step" if last.last_step is None else f"at step {last.last_step}"
-        if accounts.checkpoint is None:
+        committed = None if accounts.checkpoint is None else int(accounts.checkpoint["step"])
+        if committed is None and staged is None:
             resume = "starting over (no checkpoint yet)"
         else:
-            resume = f"resuming from step {accounts.checkpoint['step']} (lost work: {steps(last.lost_steps)})"
+            step = max(committed or 0, staged or 0)
+            lost = last.lost_steps if step == committed else max(0, (last.last_step or step) - step)
+            resume = f"resuming from step {step} (lost work: {steps(lost)})"
         when = "now" if wait < 0.05 else f"in {wait:.1f} s"
         ended = f"attempt {last.number} ended {reached}: {last.detail}"
         return f"{ended}; {resume}, attempt {last.number + 1} {when}; log: {log}"
