@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -68,9 +69,18 @@ def test_a_place_where_nobody_may_write_is_named() -> None:
 
 
 def test_a_store_that_vanished_is_named(store: CheckpointStore, root: Path) -> None:
-    (root / "tmp").rmdir()
+    shutil.rmtree(root)
     with pytest.raises(StoreUnwritable, match="moved or deleted"):
         put(store, 1)
+    assert not root.exists(), "its mount may have gone away: what is below is somebody else's"
+
+
+@pytest.mark.parametrize("name", ["tmp", "checkpoints"])
+def test_a_directory_that_somebody_removed_is_made_again(store: CheckpointStore, root: Path, name: str) -> None:
+    put(store, 1)
+    shutil.rmtree(root / name)
+    newer = put(store, 2)
+    assert store.newest() == newer
 
 
 @pytest.fixture

@@ -68,7 +68,11 @@ INTERPRETER = {
     "modules": Needed("our part of the child, and what of the standard library it needs", only_more(module_of_ours)),
     "meta path": Needed("waits for Keras, and is gone when Keras is there", only_more(lambda name: name == "_Finder")),
     "path cache": Needed("the import system's own note of boot.zip, and of what it imports from", only_more(_is_noted)),
-    "mapped files": Needed("saying hello takes a socket, seeding `random` takes a hash", only_more(_is_mapped)),
+    "mapped files": Needed(
+        "saying hello takes a socket, seeding `random` takes a hash (some interpreters have both built in)",
+        only_more(_is_mapped),
+        always=False,
+    ),
     "atexit callbacks": Needed("saying goodbye; registered first, so it runs after the script's own", becomes(0, 1)),
 }
 PROCESS = {

@@ -23,7 +23,11 @@ class Task:
         self._done.acquire()
         self._hurried = hurried
         self._error: BaseException | None = None
-        _thread.start_new_thread(self._run, (work,))
+        try:
+            _thread.start_new_thread(self._run, (work,))
+        except RuntimeError:  # no memory for one, or too many of them: then it is done here
+            self._hurried = True
+            self._run(work)
 
     def _run(self, work: Callable[[], None]) -> None:
         try:

@@ -1,13 +1,14 @@
 """How much memory may still be taken, before the kernel kills somebody for it.
 
-The limit that counts is the tightest of the machine's and of each cgroup that we are in (a container's, a Slurm job's):
-`MemAvailable` knows nothing of those. Memory that a cgroup spends on clean file pages is taken back on demand, so it
-counts as free.
+The limit that counts is the tightest of the machine's, of each cgroup that we are in (a container's, a Slurm job's),
+and of the address space: `MemAvailable` knows nothing of those. Memory that a cgroup spends on clean file pages is
+taken back on demand, so it counts as free.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ _V2 = _Kind("memory.max", "memory.current", "inactive_file")
 
 def available(proc: str = _PROC) -> int | None:
     """Bytes, None where nothing tells (no Linux). `proc` is another /proc for tests."""
-    found = [*_of_machine(proc), *_of_cgroups(proc)]
+    found = [*_of_machine(proc), *_of_cgroups(proc), *_of_address_space(proc)]
     return max(0, min(found)) if found else None
 
 
@@ -37,6 +38,14 @@ def _of_machine(proc: str) -> Iterator[int]:
         name, _, rest = line.partition(":")
         if name == "MemAvailable":
             yield 1024 * int(rest.split()[0])
+
+
+def _of_address_space(proc: str) -> Iterator[int]:
+    """`ulimit -v`: what can still be mapped."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    size = _read(os.path.join(proc, "self", "statm")).split()
+    if limit != resource.RLIM_INFINITY and size:
+        yield limit - int(size[0]) * resource.getpagesize()
 
 
 def _of_cgroups(proc: str) -> Iterator[int]:

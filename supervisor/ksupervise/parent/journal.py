@@ -21,6 +21,7 @@ class Journal:
         self.path = path
         self._fd = os.open(path, _FLAGS, 0o600)
         self.failed: OSError | None = None
+        self.unwritten: list[dict[str, Any]] = []  # records that the disk did not take
         size = os.fstat(self._fd).st_size
         self._torn = bool(size) and os.pread(self._fd, 1, size - 1) != b"\n"
 
@@ -32,10 +33,17 @@ class Journal:
             self._append(line)
         except OSError as error:
             self.failed = self.failed or error
-            if self._reopen():
-                with contextlib.suppress(OSError):
-                    self._append(b"\n" + line)
+            if not self._written_anew(line):
+                self.unwritten.append(record)
         return record
+
+    def _written_anew(self, line: bytes) -> bool:
+        """The file was opened anew, and then took the line."""
+        with contextlib.suppress(OSError):
+            if self._reopen():
+                self._append(b"\n" + line)
+                return True
+        return False
 
     def _append(self, line: bytes) -> None:
         self._torn = os.write(self._fd, line) < len(line)  # a disk that fills up takes half a line

@@ -131,6 +131,7 @@ class Supervisor:
             address=self._listener.address,
             seed=self._settings.seed,
         )
+        owned.unwritten = self._journal.unwritten
         self._tell_of_fallbacks()
         self._watch(self._wake, self._drain_wakeups)
         self._watch(self._signals.fileno(), self._on_signals)

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,20 @@ from ksupervise.core.policy import History
 from ksupervise.errors import RunBusy, RunDamaged, RunNotFound, UsageError
 from ksupervise.parent import boot, journal, run
 from ksupervise.parent.launch import LIVE
+from ksupervise.parent.room import Room, retention_of
 from ksupervise.parent.run import RunRecord
 from ksupervise.parent.stage import live_page
 from ksupervise.settings import Settings
-from ksupervise.store import CheckpointStore, RunLayout, RunLock, owner_is_alive, read_owner, write_fault
+from ksupervise.store import (
+    CheckpointStore,
+    Retention,
+    RunLayout,
+    RunLock,
+    StoreFull,
+    owner_is_alive,
+    read_owner,
+    write_fault,
+)
 from ksupervise.wire import ENV_RUN_DIR
 
 _A_DAY = 86400.0  # seconds that may lie between an attempt's last record and its last beat
@@ -46,10 +56,11 @@ class OwnedRun:
     store: CheckpointStore
     history: History
     holder: str
+    unwritten: list[dict[str, Any]] = field(default_factory=list)
 
     def account(self) -> Account:
-        """The accounts as of now."""
-        return account(journal.read(Path(self.layout.journal)), time.time())
+        """The accounts as of now; `unwritten` are records that the disk did not take."""
+        return account([*journal.read(Path(self.layout.journal)), *self.unwritten], time.time())
 
     def restart_line(self, wait: float, log: str, staged: int | None) -> str:
         """Why the last attempt ended and how it goes on, in one line. `staged`: step of the newest state in memory."""
@@ -142,7 +153,7 @@ def _admit(
     if reseeded:
         say(f"--seed {settings.seed} is not the seed that run {record.name} had: what the script draws may change")
     record = run.with_seed(record, settings.seed)
-    return _prepare(record, admission, command, script, layout, lock, say)
+    return _prepare(record, admission, command, script, layout, lock, retention_of(settings), say)
 
 
 def _recorded(path: Path, layout: RunLayout) -> RunRecord | None:
@@ -165,6 +176,7 @@ def _prepare(
     script: str,
     layout: RunLayout,
     lock: RunLock,
+    retention: Retention,
     say: Callable[[str], None],
 ) -> OwnedRun:
     record = replace(
@@ -179,8 +191,11 @@ def _prepare(
     store = CheckpointStore(layout.root, record.id, __version__)
     store.sweep()
     newest = store.newest()
-    run.save(Path(layout.run_json), record)
-    boot.pack(Path(layout.boot_zip))
+    try:
+        _write_beginning(layout, record)
+    except StoreFull:
+        Room(store, retention, 0).make(refused=True)
+        _write_beginning(layout, record)
     with contextlib.closing(open_journal(layout)) as book:
         records = list(journal.read(Path(layout.journal)))
         accounts = account(records, time.time())
@@ -196,6 +211,11 @@ def _prepare(
     )
     holder = f"{socket.gethostname()}:{os.getpid()}"
     return OwnedRun(layout, lock, record, store, history, holder)
+
+
+def _write_beginning(layout: RunLayout, record: RunRecord) -> None:
+    run.save(Path(layout.run_json), record)
+    boot.pack(Path(layout.boot_zip))
 
 
 def open_journal(layout: RunLayout) -> journal.Journal:

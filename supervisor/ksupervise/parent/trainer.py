@@ -27,7 +27,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ksupervise.core.events import (
@@ -157,7 +157,7 @@ class Dialogue:
     def _wanted_by_retention(self) -> dict[str, Any]:
         """Ends of epochs that must be staged because retention keeps them."""
         shelf = self._desk.shelf
-        wanted: dict[str, Any] = {"keep_every": shelf.retention.every}
+        wanted: dict[str, Any] = {"keep_every": shelf.retention.every, "retention": asdict(shelf.retention)}
         if shelf.retention.best is not None:
             name, mode = shelf.retention.best
             found = [monitored(checkpoint, name) for checkpoint in shelf.store.checkpoints()]

@@ -45,6 +45,10 @@ _WHY = {
 }
 
 
+def _takes(seconds: float) -> str:
+    return f"takes {brief(seconds)} beside it" if seconds else "the first is under way"
+
+
 def lines(facts: dict[str, Any] | None) -> list[str]:
     """The same for people."""
     if facts is None:
@@ -59,5 +63,5 @@ def lines(facts: dict[str, Any] | None) -> list[str]:
     place = "; one copy, memory is short" if facts["slots"] == 1 else ""
     stage, commit = _WHY[facts["stage_bound_by"]], _WHY[facts["commit_bound_by"]]
     memory = f"every {brief(facts['stage_every_s'])} ({stage}), stops training for {brief(facts['stage_s'])}"
-    disk = f"every {brief(facts['commit_every_s'])} ({commit}), takes {brief(facts['commit_s'])} beside it"
+    disk = f"every {brief(facts['commit_every_s'])} ({commit}), {_takes(facts['commit_s'])}"
     return [f"in memory  {memory}{newest}{place}", f"to disk    {disk}; overhead {facts['overhead']:.2%}"]

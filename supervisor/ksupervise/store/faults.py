@@ -41,6 +41,7 @@ _WRITE_ADVICE = {
     errno.EEXIST: "Something is in the way: move it aside, or choose another place with --store.",
     errno.ENOENT: "The folder has gone: was the run's directory moved or deleted?",
     errno.EFBIG: "Files may not grow so large there (ulimit -f, or FAT): choose another place with --store.",
+    errno.ENOMEM: "Memory is short: see ulimit -v, and what the container or the job allows.",
     errno.EIO: "The disk reports errors: see dmesg, and choose another place with --store.",
     errno.EMFILE: "Too many files are open: raise the limit (ulimit -n).",
     **{number: f"{advice}, or choose another place with --store." for number, advice in _REACH_ADVICE.items()},
