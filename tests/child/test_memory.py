@@ -110,6 +110,17 @@ def test_what_cannot_be_read_is_passed_over(proc: Proc, text: str) -> None:
     assert proc.available() == 8_000_000 * 1024
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_an_address_space_that_is_limited() -> None:
+    program = (
+        "import resource; from ksupervise.child import memory;"
+        "size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize();"
+        "resource.setrlimit(resource.RLIMIT_AS, (size + (100 << 20),) * 2); print(memory.available())"
+    )
+    out = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60).stdout
+    assert 95 * MEGABYTE < int(out) <= 100 * MEGABYTE
+
+
 V1 = Path("/sys/fs/cgroup/memory")
 V2 = Path("/sys/fs/cgroup")
 

@@ -88,6 +88,7 @@ def test_a_full_disk_loses_records_and_no_more() -> None:
     assert book.write("launched")["event"] == "launched"
     book.close()
     assert book.failed is not None
+    assert [record["event"] for record in book.unwritten] == ["launched"], "the accounts of this life go on with them"
 
 
 def test_a_record_that_only_half_fitted_spoils_no_later_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
