@@ -215,7 +215,7 @@ class Session:
         newest = self.stager.newest()
         if newest is None or self.stager.is_durable(self.stager.newest_seq):
             return
-        from ksupervise.store import CheckpointStore, Retention, StoreFull
+        from ksupervise.store import CheckpointStore, StoreFull, retention_from_json
 
         slot, about = newest
         with slot.view() as view:
@@ -224,9 +224,8 @@ class Session:
                 self._commit(files, about, about["seq"])
             except StoreFull:  # as the parent would: older ones that are optional go
                 grant, size = self.link.grant, sum(size for _, size in about["files"].values())
-                values: Any = {name: tuple(v) if isinstance(v, list) else v for name, v in grant["retention"].items()}
                 store = CheckpointStore(grant["run_dir"], grant["run"])
-                store.free(size + size // 10, Retention(**values), refused=True)
+                store.free(size + size // 10, retention_from_json(grant["retention"]), refused=True)
                 self._commit(files, about, about["seq"])
 
     def _commit(self, files: dict[str, Any], about: dict[str, Any], seq: int) -> str:

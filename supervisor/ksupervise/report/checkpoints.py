@@ -19,6 +19,7 @@ from ksupervise.store import (
     Retention,
     RunLock,
     StoreUnreadable,
+    retention_from_json,
     why_kept,
 )
 from ksupervise.wire import VARIABLES
@@ -53,8 +54,7 @@ def _in_force(store: CheckpointStore, usual: Retention) -> Retention:
     for record in journal.read(Path(store.layout.journal)):
         told = record.get("retention", told)
     try:
-        values: Any = {name: tuple(each) if isinstance(each, list) else each for name, each in told.items()}
-        return Retention(**values) if told else usual
+        return retention_from_json(told) if told else usual
     except (AttributeError, TypeError, ValueError):  # another version wrote it
         return usual
 

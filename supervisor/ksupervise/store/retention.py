@@ -12,7 +12,8 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import Any
 
     from ksupervise.store.checkpoint import Checkpoint
 
@@ -52,6 +53,12 @@ class Retention:
             raise ValueError("every and bytes begin at 1")
         if not all(0 < age < math.inf for age in self.ages):
             raise ValueError("an age is longer than nothing")
+
+
+def retention_from_json(values: Mapping[str, Any]) -> Retention:
+    """The Retention that `dataclasses.asdict` and JSON made `values` of. Raises TypeError, ValueError for another's."""
+    plain: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return Retention(**plain)
 
 
 class Rank(IntEnum):
