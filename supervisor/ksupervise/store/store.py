@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
 Damage = tuple[str, str]  # path, reason
 
+_WITHOUT_MARGIN = 0.8
 _NAME = re.compile(r"(\d{12,19})-a\d")
 
 
@@ -323,7 +324,10 @@ class CheckpointStore:
         missing = wanted - (self.room() or 0) if short else wanted
         valid = self.checkpoints()
         victims = _enough(to_free(valid, retention), missing)
-        if short and sum(each.manifest.size for each in victims) < missing:
+        # What is wanted has a margin. Once writing was refused it is tried without: states are all of about one size,
+        # and the room of one old checkpoint may be just what a new one takes.
+        needed = missing * _WITHOUT_MARGIN if refused else missing
+        if short and sum(each.manifest.size for each in victims) < needed:
             return []
         self._give_up(victims, valid)
         return victims
