@@ -327,6 +327,23 @@ def test_without_any_slot_the_state_goes_straight_into_the_store(bench: Bench, m
     assert bench.stager.newest() is None, "there is nothing that an orphan would have to commit"
 
 
+def test_the_newest_state_stays_in_memory_until_a_newer_one_is_in_the_store(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.stage(arrays(1, 100_000))
+    bench.stager.hold(held := bench.link.sent[0]["slot"])
+    bench.link.freed[1] = False  # it could not be committed
+    limited(monkeypatch, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.stager, "_write_through", lambda *_: (_ for _ in ()).throw(StoreFull("no room")))
+        assert bench.stage(arrays(2, 3_000_000)) is None
+    assert bench.stager.slots == 0
+    assert_same(bench.whole(held), arrays(1, 100_000))
+    assert bench.stage(arrays(2, 3_000_000)) is not None
+    assert bench.slots[held].read_description() is None
+    assert bench.slots[held].taken < 2 * PAGE
+
+
 def test_a_store_that_is_full_is_told_to_the_parent(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """It can make room; training goes on."""
 

@@ -120,7 +120,7 @@ class Stager:
         size += size // 64 + PAGE  # and the rest
         self._judge(size)
         if self.slots:
-            chosen = self._in_use
+            chosen, self._urgent = self._in_use, False
             self._warming = Task(lambda: self._try_to_warm(chosen, size), hurried=True)
 
     def _try_to_warm(self, indices: list[int], size: int) -> None:
@@ -164,9 +164,13 @@ class Stager:
         if slots < 2:
             way = ("each state is written straight to disk while training waits", "one copy is kept instead of two")
             self._note(f"memory is short for a state of {size / 1e6:.0f} MB: {way[slots]}")
-            for index in {0, 1} - set(self._in_use):
-                if self._is_free(index):
-                    self._slots[index].empty()
+            self._give_back({0, 1} - {*self._in_use, self._newest})  # what the newest holds may be nowhere else
+
+    def _give_back(self, indices: set[int]) -> None:
+        """The memory of slots that are not used any more."""
+        for index in indices:
+            if self._is_free(index):
+                self._slots[index].empty()
 
     def stage(
         self, take: Callable[[], Taken], *, durable: bool = False, wait: float = 0.0, overlap: bool = False
@@ -330,6 +334,7 @@ class Stager:
             self._link.send({"op": "unsaved", "seq": seq, **told})
             return None
         self._written = seq
+        self._give_back({0, 1})
         self.at = time.monotonic()
         told = {"seq": seq, "position": taken.about["position"], "path": path, "stall": self.at - began}
         self._tell("saved", told, taken)
