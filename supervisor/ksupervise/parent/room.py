@@ -70,8 +70,10 @@ class Room:
 
 def beyond_cap(store: CheckpointStore, retention: Retention) -> int:
     """Bytes of all checkpoints where those that must be kept are more than `--keep-bytes` allows; else 0."""
+    if retention.bytes is None:
+        return 0  # and no manifest is read
     total = sum(checkpoint.manifest.size for checkpoint in store.checkpoints())
-    return total if retention.bytes is not None and total > retention.bytes else 0
+    return total if total > retention.bytes else 0
 
 
 def size_text(size: int) -> str:
