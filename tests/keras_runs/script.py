@@ -1,8 +1,8 @@
 """A training script with many faces: `script.py CASE OUT`. It knows nothing of ksupervise.
 
 `INTERRUPT=where:step` makes it kill itself in its first life (`LIVES=n`: in its first n), once a checkpoint is there to
-go back to (`INSIDE=1`: one inside the epoch in hand). Steps are counted through all lives, with `life:step` in each. It
-leaves OUT.json: a digest of all final weights, the History of each fit, and what it executed.
+go back to (`INSIDE=1`: one of this life, inside the epoch in hand). Steps are counted through all lives, with
+`life:step` in each. It leaves OUT.json: a digest of all final weights, the History of each fit, and what it executed.
 """
 
 import contextlib
@@ -36,12 +36,13 @@ def count(kind: str) -> None:
 
 
 def can_be_gone_back_to(run_dir: str, epoch: int) -> bool:
-    """A checkpoint is there; with INSIDE one that was made inside this epoch."""
+    """A checkpoint is there; with INSIDE one that was made in this life, inside this epoch."""
     if not os.environ.get("INSIDE"):
         return any(os.scandir(Path(run_dir, "checkpoints")))
     with contextlib.suppress(OSError):  # one that is being pruned
         found = Path(run_dir, "checkpoints").glob("*/MANIFEST.json")
-        positions = [json.loads(path.read_text())["position"] for path in found]
+        manifests = [json.loads(path.read_text()) for path in found]
+        positions = [manifest["position"] for manifest in manifests if manifest["attempt"] == LIFE]
         return any(position["kind"] == "batch" and position["epoch"] == epoch for position in positions)
     return False
 

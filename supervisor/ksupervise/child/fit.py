@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _FINAL_WAIT = 600.0  # seconds that a completed fit waits for its final state to be durable
 _LEAVE_MARGIN = 2.0  # seconds before the deadline at which a long validation is left
 _SAVE_MARGIN = 1.2  # a save is begun before a deadline if so many times what it takes is left
-_SOON = 0.1  # seconds after which a slot that was not free is looked at again
+_SOON = 0.02  # seconds after which a slot that was not free is looked at again
 
 
 def _harmless(method: Callable[..., None]) -> Callable[..., None]:
