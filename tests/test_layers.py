@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "wire": set[str](),
     "store": {"store", "errors"},
     "settings": {"errors"},
+    "notices": {"notices"},
     "child": {"child", "wire", "store", "errors", "__init__"},
     "parent": {"parent", "core", "store", "wire", "settings", "errors", "__init__"},
     "report": {"report", "parent", "core", "store", "wire", "errors"},
@@ -34,7 +35,7 @@ MAY_IMPORT = {
     "__init__": set[str](),
 }
 # Who may import what is not in the standard library.
-THIRD_PARTIES = {"click": {"cli"}, "psutil": {"parent"}, "tenacity": {"parent"}, "tomli": {"settings"}}
+THIRD_PARTIES = {"click": {"cli"}, "psutil": {"parent"}, "tenacity": {"parent", "notices"}, "tomli": {"settings"}}
 # What the user's own Keras brings; the child imports it when it is there, never before.
 USERS_OWN = {"numpy", "keras", "tensorflow", "tf_keras", "ml_dtypes"}
 # What would make core's answers depend on anything but its arguments.
