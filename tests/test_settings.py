@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ksupervise.errors import UsageError
-from ksupervise.settings import DEFAULTS, Settings, duration, load
+from ksupervise.settings import DEFAULTS, Settings, Stall, duration, load, now
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def _nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def one(name: str, value: Any) -> Any:
     """What the flag `name` comes to."""
-    return getattr(load({name: value}, {}), "notice_file" if name == "notice" else name)
+    return getattr(load({name: value}, {}), name.removesuffix("_exit"))
 
 
 # Values -------------------------------------------------------------------------------------------
@@ -67,10 +67,15 @@ def test_durations_read_as_people_write_them(text: str, seconds: float) -> None:
         ("keep_bytes", "1TiB", 1024**4),
         ("max_failures", 1, 1),
         ("grace", "0s", 0.0),
-        ("stall", "off", None),
-        ("stall", "10m", 600.0),
-        ("notice", "off", None),
-        ("notice", "file:/run/notice", Path("/run/notice")),
+        ("stall", "off", Stall(watched=False)),
+        ("stall", "auto", Stall()),
+        ("stall", "auto:90s", Stall(floor=90.0)),
+        ("stall", "10m", Stall(fixed=600.0)),
+        ("notice", "off", "off"),
+        ("notice", "auto", "auto"),
+        ("notice", "file:/run/notice", "file:/run/notice"),
+        ("never_retry_exit", "3", frozenset({3})),
+        ("always_retry_exit", "64-66, SIGSEGV", frozenset({64, 65, 66, 139})),
         ("seed", "0", 0),
         ("seed", str(2**32 - 1), 2**32 - 1),
         ("quiet", True, True),
@@ -94,9 +99,11 @@ BAD = {
     "keep_bytes": ["0GB", "", "20", "GB", "-1GB", "1e3MB", "20G", "1IB", "0.1B", "9" * 400 + "GB", "nanGB", "1 PB"],
     "max_failures": ["0", "none", "9" * 5000],
     "grace": ["soon", "30", ""],
-    "stall": ["auto", "never", "0s", ""],
+    "stall": ["auto:", "auto:never", "off:1s", "never", "0s", ""],
     "deadline": ["25:00", "12:60", "noon", "0s", ""],
-    "notice": ["file:", "auto", "aws", "gcp", "azure", "smoke", ""],
+    "notice": ["file:", "aws gcp", "smoke", ""],
+    "never_retry_exit": ["", "0", "256", "3-", "SIGNAL", "-1"],
+    "always_retry_exit": ["", "many"],
     "seed": ["-1", str(2**32), "9" * 5000, "x", ""],
     "quiet": ["maybe"],
     "retry": ["2"],
@@ -107,9 +114,7 @@ IDS = [f"{name}={value[:12]}" for name, value in BAD_VALUES]
 
 
 def test_every_setting_has_bad_values_to_try() -> None:
-    assert set(BAD) == {name for name in Settings.__dataclass_fields__ if name != "fresh"} - {"notice_file"} | {
-        "notice"
-    }
+    assert {name.removesuffix("_exit") for name in BAD} == set(Settings.__dataclass_fields__) - {"fresh"}
 
 
 @pytest.mark.parametrize(("name", "value"), BAD_VALUES, ids=IDS)
@@ -144,8 +149,8 @@ def test_any_text_is_a_finite_duration_or_a_usage_error(text: str) -> None:
 
 
 def test_a_deadline_as_a_duration_counts_from_now() -> None:
-    before = time.monotonic()
-    assert before + 3600 <= one("deadline", "1h") <= time.monotonic() + 3600
+    before = now()
+    assert before + 3600 <= one("deadline", "1h") <= now() + 3600
 
 
 @pytest.mark.parametrize(
@@ -163,7 +168,7 @@ def test_a_deadline_as_a_time_is_its_next_occurrence(
 ) -> None:
     today = time.struct_time((2026, 5, 4, *clock, 0, 124, 0))
     monkeypatch.setattr("ksupervise.settings.time.localtime", lambda: today)
-    monkeypatch.setattr("ksupervise.settings.time.monotonic", lambda: 1000.0)
+    monkeypatch.setattr("ksupervise.settings.now", lambda: 1000.0)
     assert one("deadline", text) == 1000.0 + ahead
 
 

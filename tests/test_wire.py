@@ -51,7 +51,7 @@ def test_no_field_lies_upon_another(page: int) -> None:
 
 
 def test_parent_and_child_write_to_different_cache_lines(page: int) -> None:
-    parents = {"drain", "deadline", "stage_term", "commit_term"}
+    parents = {"drain", "deadline", "stage_term", "commit_term", "memory_used", "memory_limit"}
     parents |= {"stage_every", "commit_every", "persist", "slowdown", "mttf", "stage_seconds"}
     places = {**Control._WORDS, **Control._TIMES}
     lines = [{place * 8 // 64 for name, place in places.items() if (name in parents) == ours} for ours in (True, False)]

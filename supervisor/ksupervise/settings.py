@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import time
 from collections import ChainMap
@@ -28,9 +29,24 @@ DEFAULTS: dict[str, Any] = {
     "keep": "3",
     "max_failures": "3",
     "grace": "30s",
-    "stall": "off",
-    "notice": "off",
+    "stall": "auto",
+    "notice": "auto",
 }
+
+
+@dataclass(frozen=True)
+class Stall:
+    """Which silence is a hang.
+
+    Attributes:
+        watched: somebody looks.
+        floor: seconds; no learned limit is shorter. None for the default.
+        fixed: seconds without a step that are one, None to learn them.
+    """
+
+    watched: bool = True
+    floor: float | None = None
+    fixed: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,9 +64,10 @@ class Settings:
         keep_bytes: what checkpoints may take together, None for no cap.
         max_failures: failures without a newer checkpoint after which the run stops.
         grace: between being asked to stop and being killed.
-        stall: seconds without a step that count as a stall, None for no watch.
-        deadline: CLOCK_MONOTONIC second at which the run must have left, None for none.
-        notice_file: a file whose appearance is a notice, None for none.
+        never_retry, always_retry: exit codes, a signal as 128 + its number: what is final at once, what costs nothing.
+        stall: what counts as one.
+        deadline: second of `now()` at which the run must have left, None for none.
+        notice: who is listened to: off, auto, aws, gcp, azure, file:PATH.
         seed: for `keras.utils.set_random_seed`, None to leave the script's randomness alone.
     """
 
@@ -64,9 +81,11 @@ class Settings:
     keep_bytes: int | None = None
     max_failures: int = 3
     grace: float = 30.0
-    stall: float | None = None
+    never_retry: frozenset[int] = frozenset()
+    always_retry: frozenset[int] = frozenset()
+    stall: Stall = Stall()
     deadline: float | None = None
-    notice_file: Path | None = None
+    notice: str = "auto"
     fresh: bool = False
     retry: bool = False
     seed: int | None = None
@@ -82,9 +101,21 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> S
     given = {name: (_flag_of(name), value) for name, value in flags.items() if value is not None}
     defaults = {name: (_flag_of(name), value) for name, value in DEFAULTS.items()}
     chain = ChainMap(given, _from_environment(environ), _from_pyproject(Path("pyproject.toml")), defaults)
-    values = {name: read(*chain[name]) for name, read in _READERS.items() if name in chain}
-    values["notice_file"] = values.pop("notice")
-    return Settings(**values)
+    values = {name.removesuffix("_exit"): read(*chain[name]) for name, read in _READERS.items() if name in chain}
+    return _checked(Settings(**values))
+
+
+def _checked(settings: Settings) -> Settings:
+    both = sorted(settings.never_retry & settings.always_retry)
+    if both:
+        raise UsageError(f"--never-retry-exit and --always-retry-exit both name {both[0]}: which is it?")
+    return settings
+
+
+def now() -> float:
+    """Seconds on the clock of deadlines: it only goes forward, on Linux also while the machine is suspended."""
+    kind = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if kind is None else time.clock_gettime(kind)
 
 
 # Each source maps a setting to (what the user calls it there, its value).
@@ -141,36 +172,62 @@ def _positive_duration(name: str, value: Any) -> float:
 
 
 def _deadline(name: str, value: Any) -> float:
-    """A duration from now, or the next occurrence of a time of day, as a second of CLOCK_MONOTONIC."""
+    """A duration from now, or the next occurrence of a time of day, as a second of `now()`."""
     match = _TIME_OF_DAY.fullmatch(str(value).strip())
     if match is None:
         try:
-            return time.monotonic() + _positive_duration(name, value)
+            return now() + _positive_duration(name, value)
         except UsageError:
             raise _bad(name, value, "a duration such as 11h30m, or a time of day such as 07:30") from None
     wanted = [int(part or 0) for part in match.groups()]
-    now = time.localtime()
-    ahead = (wanted[0] - now.tm_hour) * 3600 + (wanted[1] - now.tm_min) * 60 + wanted[2] - now.tm_sec
-    return time.monotonic() + (ahead if ahead > 0 else ahead + 86400)
+    local = time.localtime()
+    ahead = (wanted[0] - local.tm_hour) * 3600 + (wanted[1] - local.tm_min) * 60 + wanted[2] - local.tm_sec
+    return now() + (ahead if ahead > 0 else ahead + 86400)
 
 
-def _stall(name: str, value: Any) -> float | None:
-    if value == "off":
-        return None
-    if value == "auto":
-        raise UsageError(f"{name} auto (learned time-outs) is not in this version; give a duration or off")
-    return _positive_duration(name, value)
+def _stall(name: str, value: Any) -> Stall:
+    """`auto`, `auto:90s` (learned, never shorter than that), a duration, `off`."""
+    text = str(value).strip()
+    word, colon, floor = text.partition(":")
+    if word == "off" and not colon:
+        return Stall(watched=False)
+    try:
+        if word == "auto":
+            return Stall(floor=_positive_duration(name, floor) if colon else None)
+        return Stall(fixed=_positive_duration(name, text))
+    except UsageError:
+        raise _bad(name, value, "auto, a duration such as 10m, or off") from None
 
 
-def _notice(name: str, value: Any) -> Path | None:
-    text = str(value)
-    if text == "off":
-        return None
-    if text.startswith("file:") and len(text) > 5:
-        return Path(text[5:])
-    if text in ("auto", "aws", "gcp", "azure"):
-        raise UsageError(f"{name} {text} is not in this version; file:PATH and off are")
-    raise _bad(name, value, "off or file:PATH")
+def _notice(name: str, value: Any) -> str:
+    text = str(value).strip()
+    if text in ("off", "auto", "aws", "gcp", "azure") or (text.startswith("file:") and len(text) > 5):
+        return text
+    raise _bad(name, value, "auto, aws, gcp, azure, file:PATH or off")
+
+
+def _exits(name: str, value: Any) -> frozenset[int]:
+    """`3`, `64-78,SIGSEGV`: exit codes; a signal stands for 128 + its number, as a shell reports it."""
+    codes: set[int] = set()
+    for part in str(value).replace(",", " ").split():
+        first, dash, last = part.partition("-")
+        low = _exit(name, value, first)
+        codes.update(range(low, (_exit(name, value, last) if dash else low) + 1))
+    if not codes:
+        raise _bad(name, value, _EXITS)
+    return frozenset(codes)
+
+
+def _exit(name: str, value: Any, text: str) -> int:
+    number = signal.Signals.__members__.get(text.upper())
+    if number is not None:
+        return 128 + number
+    if not re.fullmatch(r"\d{1,3}", text) or not 1 <= int(text) <= 255:
+        raise _bad(name, value, _EXITS)
+    return int(text)
+
+
+_EXITS = "exit codes from 1 to 255 and names of signals, such as 3,64-78,SIGSEGV"
 
 
 def _count(name: str, value: Any) -> int:
@@ -295,6 +352,8 @@ _READERS: dict[str, Any] = {
     "keep_every": _count,
     "keep_bytes": _size,
     "max_failures": _count,
+    "never_retry_exit": _exits,
+    "always_retry_exit": _exits,
     "grace": duration,
     "stall": _stall,
     "deadline": _deadline,

@@ -28,8 +28,11 @@ ENV_ADDRESS = "KSUPERVISE_ADDRESS"  # where the parent listens; "@name" is Linux
 ENV_LOCK_FD = "KSUPERVISE_LOCK_FD"  # the inherited copy of the run's lock
 ENV_BOOT = "KSUPERVISE_BOOT"  # the boot.zip that PYTHONPATH begins with
 ENV_SEED = "KSUPERVISE_SEED"  # for Keras; only with --seed
+ENV_STACKS = "KSUPERVISE_STACKS"  # the file that stacks are appended to, at a crash and when asked
 ENV_PIN = "KSUPERVISE_PIN"  # the run's seed: what is drawn without one of the script's own comes from it
 
+# How the files are called that TensorFlow makes for itself and removes at an orderly end.
+AUTOGRAPH = "__autograph_generated_file"
 PAGE = 4096
 # The file with the model's and the optimizers' variables: apart, because of a fit that was completed long ago only the
 # rest is kept.
@@ -38,8 +41,8 @@ DIGEST_CHUNK = 8 * 1024 * 1024  # bytes under one digest of a slot's content; th
 MESSAGE_LIMIT = 16 * 1024 * 1024  # bytes of one message; a longer one is not ours
 
 # Phases of the child as its beat tells them.
-PHASE_OUTSIDE, PHASE_TRAIN, PHASE_EVALUATE, PHASE_STAGE = range(4)
-PHASE_NAMES = ("outside fit", "training", "validating", "staging")
+PHASE_OUTSIDE, PHASE_TRAIN, PHASE_EVALUATE, PHASE_STAGE, PHASE_BETWEEN = range(5)
+PHASE_NAMES = ("outside fit", "training", "validating", "staging", "between epochs")
 
 
 def socket_address(text: str) -> str:
@@ -85,9 +88,11 @@ class Control:
     """
 
     _WORDS: ClassVar = {
-        "drain": 0,  # 0 go on · 1 stage at the next batch · 2 stage and leave
+        "drain": 0,  # 0 go on · 1 stage at the next batch · 2 stage and leave · 3 stage and wait for a signal
         "stage_term": 7,  # what binds the interval: index into core/cadence.TERMS
         "commit_term": 8,
+        "memory_used": 10,  # bytes, of the cgroup with the tightest limit; 0 if there is none
+        "memory_limit": 11,
         "phase": 16,
         "fit": 17,  # ordinal of the fit, from 1
         "epoch": 18,
@@ -98,6 +103,8 @@ class Control:
         "first_step": 23,  # run-wide step at which this attempt began to train
         "staged_step": 24,  # run-wide step of the newest stage
         "slots": 25,  # that memory suffices for, plus 1; 0 while that is unknown
+        "warm": 26,  # batches of this fit that are over, as far as it matters: the first one is compiled
+        "trained": 27,  # 1 once a batch of this attempt was trained to its end
     }
     _TIMES: ClassVar = {
         "deadline": 1,
@@ -110,9 +117,14 @@ class Control:
         "beat": 32,
         "stage_cost": 33,  # seconds for which the newest stage stopped training
         "staged_at": 34,
+        "phase_since": 35,
+        "slowest_step": 36,  # seconds from one batch's begin to the next one's, once warm
+        "slowest_test": 37,  # of a validation's batches
+        "slowest_validation": 38,
+        "slowest_between": 39,  # from an epoch's end to the next one's first batch
     }
 
-    STAGE, LEAVE = 1, 2
+    STAGE, LEAVE, HOLD = 1, 2, 3
 
     def __init__(self, fd: int, *, writable: bool = True) -> None:
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import pytest
 
-from ksupervise.core.actions import Action
+from ksupervise.core.actions import Action, Cause, EndAttempt, Relaunch
 from ksupervise.core.decide import TABLE, Decision, Phase, State, UnexpectedEvent, decide
 from ksupervise.core.events import (
+    Advised,
     ChildExited,
     Claimed,
     Event,
@@ -29,9 +30,11 @@ from ksupervise.core.events import (
 )
 from ksupervise.core.policy import Policy
 
-from .world import CTRL_C, STALL, World, exited, killed
+from .world import ALWAYS, CTRL_C, NEVER, STALL, Evidences, World, exited, few, killed, many
 
-ATTEMPTS = 3
+ATTEMPTS = 2
+LIVES = 5
+POLICY = Policy(max_failures=2, always_retry=frozenset({ALWAYS}), never_retry=frozenset({NEVER}))
 ONE_OF_EACH: tuple[Event, ...] = (
     Start(),
     Spawned(),
@@ -46,9 +49,20 @@ ONE_OF_EACH: tuple[Event, ...] = (
     ChildExited(),
     CTRL_C,
     STALL,
+    Advised(),
     Settled(exited(0)),
     *map(TimerFired, Timer),
 )
+
+
+LATE = [event for event in ONE_OF_EACH if not isinstance(event, Start | Spawned | SpawnFailed)]
+
+
+@pytest.mark.parametrize("event", LATE, ids=str)
+def test_nothing_happens_any_more_once_a_run_is_done(event: Event) -> None:
+    """Whatever comes late: a second SIGTERM, what the dead had said, a timer that nobody stopped."""
+    done = State(phase=Phase.DONE)
+    assert decide(done, event) == (done, ())
 
 
 @dataclass(frozen=True)
@@ -82,8 +96,20 @@ def in_bounds(world: World, event: Event, attempts: int) -> bool:
     return not (isinstance(event, FitBegan) and world.state.fits_done) and world.state.phase is not Phase.DONE
 
 
-def explore(policy: Policy, attempts: int = ATTEMPTS) -> Map:
-    """Everything that can happen, wherever it can, from the beginning."""
+def is_a_plain_life(world: World, event: Event, attempts: int) -> bool:
+    """Nothing but attempts that end, before a step or after some, and the next ones."""
+    plain = (Start, Spawned, FitBegan, ChildExited, Settled)
+    backoff = event == TimerFired(Timer.BACKOFF) and world.state.history.attempt < attempts
+    return backoff or (isinstance(event, plain) and world.state.phase is not Phase.DONE)
+
+
+def explore(
+    policy: Policy,
+    attempts: int = ATTEMPTS,
+    evidences: Evidences = few,
+    bounds: Callable[[World, Event, int], bool] = in_bounds,
+) -> Map:
+    """Everything that can happen within `bounds`, wherever it can, from the beginning."""
     found = Map()
     unseen = [World(State(policy=policy))]
     while unseen:
@@ -91,8 +117,8 @@ def explore(policy: Policy, attempts: int = ATTEMPTS) -> Map:
         if world in found.ways:
             continue
         ways = found.ways[world] = []
-        for event in world.possible():
-            if not in_bounds(world, event, attempts):
+        for event in world.possible(evidences):
+            if not bounds(world, event, attempts):
                 continue
             try:
                 after, actions = world.after(event)
@@ -108,7 +134,20 @@ def explore(policy: Policy, attempts: int = ATTEMPTS) -> Map:
 @pytest.fixture(scope="module")
 def world_map() -> Map:
     """The map, drawn once."""
-    return explore(Policy(max_failures=2))
+    return explore(POLICY)
+
+
+@pytest.fixture(scope="module")
+def lives() -> Map:
+    """Whole attempts, one after the other, with every kind of end that the judgement tells apart."""
+    return explore(POLICY, LIVES, many, is_a_plain_life)
+
+
+def ends(found: Map) -> Iterator[tuple[Edge, Evidence]]:
+    """The ends of attempts, with their evidence."""
+    for edge in found.edges:
+        if isinstance(edge.event, Settled):
+            yield edge, edge.event.evidence
 
 
 def test_whatever_can_happen_is_in_the_table_and_nothing_forbidden_is_done(world_map: Map) -> None:
@@ -206,13 +245,93 @@ def test_a_preemption_never_costs_budget(world_map: Map) -> None:
             assert edge.after.state.history.failures <= edge.before.state.history.failures
 
 
-def test_progress_gives_the_budget_back_and_failures_stay_within_it(world_map: Map) -> None:
-    for world in world_map.ways:
+def test_failures_stay_within_the_budget_and_one_more_if_an_older_checkpoint_is_tried(lives: Map) -> None:
+    for world in lives.ways:
         history, most = world.state.history, world.state.policy.max_failures
-        assert history.failures <= most
+        assert history.failures <= most + history.went_back
         if world.state.phase is Phase.WAITING:
-            assert history.failures < most
+            assert history.failures < most + history.went_back
             assert history.failures <= history.fruitless
+
+
+# Lives, one after the other -----------------------------------------------------------------------
+
+
+def test_no_order_of_deaths_leads_to_what_is_forbidden(lives: Map) -> None:
+    """`World` knows it: a relaunch after a verdict, a second going back without progress …"""
+    assert not lives.faults, f"{len(lives.faults)} faults, the first: {lives.faults[0]}"
+
+
+def test_the_lives_are_varied_enough_to_mean_something(lives: Map) -> None:
+    assert len(lives.ways) > 5000
+    assert max(world.state.history.attempt for world in lives.ways) == LIVES
+    assert {cause_of(edge) for edge, _ in ends(lives)} >= {
+        Cause.COMPLETED,
+        Cause.EXCEPTION,
+        Cause.EXITED,
+        Cause.INTERRUPTED,
+        Cause.NATIVE_CRASH,
+        Cause.NOT_RERUNNABLE,
+        Cause.OUT_OF_MEMORY,
+        Cause.PREEMPTED,
+        Cause.SIGNAL,
+        Cause.TRAINER_DIED,
+        Cause.USER_ERROR,
+    }
+    assert any(isinstance(action, Relaunch) and action.back_to for edge in lives.edges for action in edge.actions)
+
+
+def test_every_failure_without_progress_brings_the_end_nearer(lives: Map) -> None:
+    """So there are at most as many as are allowed, and one: whatever their causes, in whatever order."""
+    free = {Cause.PREEMPTED}
+    for edge, evidence in ends(lives):
+        before, after = edge.before.state.history, edge.after.state.history
+        if edge.after.state.phase is not Phase.WAITING or cause_of(edge) in free or before.progressed(evidence):
+            continue
+        if evidence.exit_code == ALWAYS or not evidence.checkpoint_known:
+            continue
+        assert after.failures == before.failures + 1
+
+
+def test_what_costs_nothing_costs_nothing(lives: Map) -> None:
+    """A code that is always tried again; a store that could not be asked whether there was progress; a preemption."""
+    seen = set()
+    for edge, evidence in ends(lives):
+        before, after = edge.before.state.history, edge.after.state.history
+        if evidence.exit_code == ALWAYS or not evidence.checkpoint_known or cause_of(edge) is Cause.PREEMPTED:
+            seen.add((evidence.exit_code == ALWAYS, evidence.checkpoint_known))
+            assert edge.after.state.phase is Phase.WAITING
+            assert (after.failures, after.from_failures) == (before.failures, before.from_failures)
+    assert seen == {(True, True), (False, True), (False, False)}
+
+
+def test_progress_gives_the_budget_back(lives: Map) -> None:
+    for edge, evidence in ends(lives):
+        if edge.before.state.history.progressed(evidence) and edge.after.state.phase is Phase.WAITING:
+            after = edge.after.state.history
+            assert (after.failures, after.fruitless, after.memory, after.went_back) == (0, 0, 0, False)
+            assert after.mark == evidence.checkpoint_step
+
+
+def test_a_code_that_is_never_tried_again_is_the_end(lives: Map) -> None:
+    for edge, evidence in ends(lives):
+        assert edge.after.state.phase is Phase.DONE or evidence.exit_code != NEVER
+
+
+def test_only_what_never_trained_ends_in_silence(lives: Map) -> None:
+    silent = [edge for edge, _ in ends(lives) if edge.after.verdicts and edge.after.verdicts[0].silent]
+    assert silent
+    for edge in silent:
+        assert cause_of(edge) is Cause.USER_ERROR
+        assert not edge.after.state.history.stepped
+
+
+def cause_of(edge: Edge) -> Cause:
+    """Of the attempt that ended."""
+    return next(action.cause for action in edge.actions if isinstance(action, EndAttempt))
+
+
+# Stops --------------------------------------------------------------------------------------------
 
 
 def test_no_stop_is_pending_between_two_attempts(world_map: Map) -> None:
@@ -228,14 +347,6 @@ def test_what_is_believed_is_what_is_true(world_map: Map) -> None:
         assert (world.state.stop is not None) == world.stop_asked or world.verdicts
         if world.state.stop is not None and not world.verdicts:
             assert world.state.stop.kind.by_user == world.user_asked
-
-
-def test_nothing_happens_any_more_once_a_run_is_done() -> None:
-    done = State(phase=Phase.DONE)
-    late = [event for event in ONE_OF_EACH if (Phase.DONE, key_of(event)) in TABLE]
-    assert CTRL_C in late
-    for event in late:
-        assert decide(done, event) == (done, ())
 
 
 # Outside the table --------------------------------------------------------------------------------
@@ -262,7 +373,7 @@ def test_a_pair_not_in_the_table_raises_and_changes_nothing(phase: Phase, event:
 def test_the_exploration_would_notice_a_missing_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fault of the first prototype: a stop while a stalled child is being killed."""
     monkeypatch.delitem(TABLE, (Phase.KILLING, type(CTRL_C)))
-    assert any("KILLING" in fault for fault in explore(Policy(max_failures=2), attempts=1).faults)
+    assert any("KILLING" in fault for fault in explore(POLICY, attempts=1).faults)
 
 
 def test_the_exploration_would_notice_a_swallowed_stop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,4 +381,4 @@ def test_the_exploration_would_notice_a_swallowed_stop(monkeypatch: pytest.Monke
         return replace(state), ()
 
     monkeypatch.setitem(TABLE, (Phase.KILLING, type(CTRL_C)), swallow)
-    assert any("after a stop was asked for" in fault for fault in explore(Policy(max_failures=2), attempts=1).faults)
+    assert any("after a stop was asked for" in fault for fault in explore(POLICY, attempts=1).faults)

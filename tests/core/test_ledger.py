@@ -39,8 +39,12 @@ def ended(attempt: int, at: float, first: int | None, last: int | None, cause: s
 
 
 def accounts(*records: Record, now: float = 100.0) -> Account:
-    """The accounts of these records."""
-    return account(records, now)
+    """The accounts of these records; what is said of a state comes with the record before it."""
+    at, known = 0.0, []
+    for record in records:
+        at = at if record["event"] in ("committed", "resumed") else record["at"]
+        known.append({**record, "at": at})
+    return account(known, now)
 
 
 def test_nothing_happened_yet() -> None:
@@ -87,7 +91,18 @@ def test_an_attempt_that_never_trained_changes_nothing() -> None:
 def test_the_last_attempts_loss_is_counted_from_the_newest_checkpoint() -> None:
     run = accounts(launched(1, 0.0), committed(1, 30), committed(1, 40), ended(1, 50.0, 0, 50))
     assert run.lost_steps == 10
-    assert run.checkpoint == committed(1, 40)
+    assert run.checkpoint == {**committed(1, 40), "at": 0.0}
+
+
+def test_going_back_to_an_older_checkpoint_loses_what_earlier_attempts_had_kept() -> None:
+    run = accounts(
+        *(launched(1, 0.0), committed(1, 50), ended(1, 50.0, 0, 60)),
+        *(launched(2, 50.0), resumed(2, 50), ended(2, 51.0, 50, 55)),
+        *(launched(3, 60.0), resumed(3, 50), ended(3, 61.0, None, None)),
+        *(launched(4, 70.0), resumed(4, 40), ended(4, 80.0, 40, 100, "completed")),
+    )
+    assert [attempt.lost_steps for attempt in run.attempts] == [20, 5, 0, 0]
+    assert run.steps_executed == 100 + run.lost_steps
 
 
 def test_without_any_checkpoint_everything_is_lost() -> None:
@@ -108,11 +123,18 @@ def test_goodput_of_an_open_attempt_counts_until_now() -> None:
     assert accounts(*records, now=200.0).goodput == pytest.approx(0.25)
 
 
-def test_the_clock_may_jump() -> None:
-    records = (launched(1, 1000.0), fit_began(1, 1001.0), ended(1, 5.0, 0, 50, "completed"))
-    assert accounts(*records).goodput is None
-    records = (launched(1, 0.0), fit_began(1, 900.0), ended(1, 10.0, 0, 50, "completed"))
-    assert accounts(*records).goodput == 0.0
+def test_goodput_is_counted_on_the_steady_clock() -> None:
+    """The wall clock was set back by an hour in mid-training."""
+    records = (launched(1, 5000.0), fit_began(1, 5010.0), ended(1, 1500.0, 0, 50, "completed"))
+    steady = [{**record, "mono": mono} for record, mono in zip(records, (7.0, 17.0, 107.0), strict=True)]
+    run = account(steady, 1500.0)
+    assert run.goodput == pytest.approx(0.9)
+    assert run.clock_flags == ("the wall clock was set back by 3600 s",)
+    assert (run.attempts[0].started, run.attempts[0].ended) == (5000.0, 1500.0), "shown as the clock showed it"
+
+
+def test_a_clock_that_jumps_between_lives_costs_no_goodput() -> None:
+    assert accounts(launched(1, 1000.0), fit_began(1, 1001.0), ended(1, 5.0, 0, 50, "completed")).goodput == 0.0
 
 
 def test_records_of_no_attempt_and_unknown_ones_are_passed_over() -> None:

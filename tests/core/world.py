@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from ksupervise.core.actions import (
@@ -19,10 +21,12 @@ from ksupervise.core.actions import (
 )
 from ksupervise.core.decide import Phase, State, decide
 from ksupervise.core.events import (
+    Advised,
     ChildExited,
     Claimed,
     Event,
     Evidence,
+    Failure,
     FitBegan,
     FitEnded,
     Left,
@@ -45,8 +49,12 @@ CTRL_C = StopAsked(StopKind.USER)
 STOP_COMMAND = StopAsked(StopKind.COMMAND)
 SIGTERM = StopAsked(StopKind.TERM)
 NOTICE = StopAsked(StopKind.NOTICE, grace=7.0)
-STALL = Stalled(60.0)
+STALL = Stalled("no sign of life for 60 s in training")
 LEAVES = Left("drained")
+
+
+ALWAYS, NEVER = 77, 78  # exit codes, where a policy says so
+OLDER = 3  # number of the checkpoint that could be gone back to
 
 
 class Impossible(AssertionError):
@@ -65,6 +73,7 @@ class World:
         timers: those that will fire.
         stop_asked: somebody asked the run to stop.
         user_asked: a user did.
+        went_back: an older checkpoint has been gone back to, and no later step was reached since.
         verdicts: all that were given.
     """
 
@@ -76,6 +85,7 @@ class World:
     timers: frozenset[Timer] = frozenset()
     stop_asked: bool = False
     user_asked: bool = False
+    went_back: bool = False
     verdicts: tuple[Finish, ...] = ()
 
     def after(self, event: Event) -> tuple[World, tuple[Action, ...]]:
@@ -104,7 +114,8 @@ class World:
                 return replace(self, timers=self.timers - {event.timer})
             case Settled():
                 alive = bool(event.evidence.survivors)
-                return replace(self, settling=False, alive=alive, in_fit=False)
+                went_back = self.went_back and not self.state.history.progressed(event.evidence)
+                return replace(self, settling=False, alive=alive, in_fit=False, went_back=went_back)
             case _:
                 return self
 
@@ -119,9 +130,7 @@ class World:
             case Launch():
                 return self._launch()
             case Relaunch():
-                if self.stop_asked:
-                    raise Impossible("a relaunch after a stop was asked for")
-                return replace(self, timers=self.timers | {Timer.BACKOFF})
+                return self._relaunch(action)
             case Settle():
                 return replace(self, settling=True)
             case Finish():
@@ -135,6 +144,14 @@ class World:
             case _:
                 raise Impossible(f"an unknown action: {action}")
 
+    def _relaunch(self, action: Relaunch) -> World:
+        if self.stop_asked:
+            raise Impossible("a relaunch after a stop was asked for")
+        if action.back_to and self.went_back:
+            raise Impossible("gone back twice with no progress in between")
+        went_back = self.went_back or bool(action.back_to)
+        return replace(self, timers=self.timers | {Timer.BACKOFF}, went_back=went_back)
+
     def _launch(self) -> World:
         if self.alive or self.spawning or self.settling:
             raise Impossible("a launch beside a living child")
@@ -147,9 +164,9 @@ class World:
             raise Impossible("a user's stop became a preemption")
         return replace(self, settling=False, verdicts=(*self.verdicts, verdict))
 
-    def possible(self) -> list[Event]:
+    def possible(self, evidences: Evidences | None = None) -> list[Event]:
         """Every event that can happen here and now, one of each kind that matters."""
-        events: list[Event] = [CTRL_C, STOP_COMMAND, SIGTERM, NOTICE]
+        events: list[Event] = [CTRL_C, STOP_COMMAND, SIGTERM, NOTICE, Advised()]
         events += [TimerFired(timer) for timer in sorted(self.timers, key=str)]
         if self.state.phase is Phase.IDLE:
             events.append(Start())
@@ -159,7 +176,7 @@ class World:
             events += [*self._news(), ChildExited()]
         if self.settling:
             events += [Claimed(), Released(), LEAVES]  # what the dead had said before
-            events += [Settled(evidence) for evidence in self._evidences()]
+            events += [Settled(evidence) for evidence in (evidences or few)(self)]
         return events
 
     def _news(self) -> list[Event]:
@@ -167,26 +184,70 @@ class World:
             return [FitEnded(1), Staged(5), Released(), LEAVES, STALL]
         return [Claimed(), FitBegan(1), Released(), Refused("another model")]
 
-    def _evidences(self) -> list[Evidence]:
-        about = {"fit_open": self.in_fit, "stepped": self.in_fit, "checkpoint_step": self.state.history.mark}
-        newer = 10 * self.state.history.attempt
-        plain = [
-            exited(0, orderly=True),
-            exited(0),
-            exited(1, exception="ValueError", keras=True),
-            exited(1, exception="ImportError"),
-            killed(9),
-            killed(15),
-        ]
-        found = [replace(evidence, **about) for evidence in plain]  # type: ignore[arg-type]
-        found.append(killed(9, stepped=True, fit_open=self.in_fit, checkpoint_step=newer))
-        if self.alive:
-            found.append(Evidence(survivors=(4711,)))
-        return found
+
+Evidences = Callable[[World], list[Evidence]]
 
 
-def exited(code: int, **about: object) -> Evidence:
-    """A child that exited."""
+def few(world: World) -> list[Evidence]:
+    """Kinds of ends, as many as the phases need: verdicts, and other attempts of each sort."""
+    plain = [
+        exited(0, orderly=True),
+        exited(0),
+        exited(1, exception="ValueError", keras=True),
+        killed(9),
+        killed(15),
+        killed(9, checkpoint_step=10 * world.state.history.attempt),
+    ]
+    found = [_here(world, evidence) for evidence in plain]
+    return [*found, Evidence(survivors=(4711,))] if world.alive else found
+
+
+def many(world: World) -> list[Evidence]:
+    """Kinds of ends that the judgement tells apart, with progress and without."""
+    attempt = world.state.history.attempt
+    poison = {"resumed_seq": 7, "older_seq": OLDER}
+    plain = [
+        *few(world),
+        exited(1, exception="ImportError"),
+        exited(1, exception="ValueError", step=10 * attempt + 5),  # never the same step
+        exited(1, exception="FileExistsError", keras=True),
+        exited(1, exception="ConnectionError"),
+        exited(1, exception="MemoryError"),
+        exited(ALWAYS),
+        exited(NEVER),
+        exited(0, fit_open=True),
+        killed(9, oom="its cgroup's limit was reached", **poison),
+        killed(9, **poison),
+        killed(11, **poison),
+        killed(11, checkpoint_step=10 * attempt, **poison),
+        killed(11, checkpoint_known=False, **poison),
+    ]
+    return [_here(world, evidence) for evidence in plain]
+
+
+def _here(world: World, evidence: Evidence) -> Evidence:
+    """`evidence` with what it must be in this world, where it does not say otherwise."""
+    mark = world.state.history.mark
+    progress = evidence.checkpoint_step is not None
+    return replace(
+        evidence,
+        fit_open=evidence.fit_open or world.in_fit,
+        stepped=world.in_fit or progress,
+        checkpoint_step=evidence.checkpoint_step if progress else mark,
+        step=evidence.step or evidence.checkpoint_step or mark or 0,
+    )
+
+
+def failure(name: str, message: str = "", where: str = "train.py:12 in load", errno: int = 0) -> Failure:
+    """An exception as a child tells of it; one of Python's own is an instance of all that it is in truth."""
+    kind = getattr(builtins, name, Exception)
+    return Failure(name, frozenset(each.__name__ for each in kind.__mro__[:-1]) - {name}, message, where, errno)
+
+
+def exited(code: int, *, exception: str = "", **about: object) -> Evidence:
+    """A child that exited; with an exception of that name, if there is one."""
+    if exception:
+        about["failure"] = failure(exception)
     return Evidence(exit_code=code, **about)  # type: ignore[arg-type]
 
 

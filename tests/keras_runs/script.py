@@ -43,7 +43,7 @@ def can_be_gone_back_to(run_dir: str, epoch: int) -> bool:
         found = Path(run_dir, "checkpoints").glob("*/MANIFEST.json")
         manifests = [json.loads(path.read_text()) for path in found]
         positions = [manifest["position"] for manifest in manifests if manifest["attempt"] == LIFE]
-        return any(position["kind"] == "batch" and position["epoch"] == epoch for position in positions)
+        return any(position["batch"] > 0 and position["epoch"] == epoch for position in positions)
     return False
 
 

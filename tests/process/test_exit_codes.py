@@ -47,8 +47,12 @@ def test_a_shells_cannot_run_is_final(place: Place, code: int) -> None:
     assert len(place.events("launched")) == 1
 
 
+# The fewest of several looks: a watcher has files open for a moment.
+_count_descriptors = "for i in 1 2 3 4 5; do ls /proc/$PPID/fd | wc -l; done | sort -n | head -n 1"
+
+
 def test_three_failures_are_125(place: Place) -> None:
-    done = place.run("sh", "-c", "ls /proc/$PPID/fd | wc -l; exit 9")
+    done = place.run("sh", "-c", f"{_count_descriptors}; exit 9")
     assert done.code == 125
     assert len(place.events("launched")) == 3
     assert place.record()["state"] == "gave_up"
@@ -164,8 +168,14 @@ BAD_OPTIONS = [
     *(["--overhead", value] for value in ("", "0", "-1", "101", "much")),
     *([option, value] for option in ("--keep", "--max-failures") for value in ("", "0", "-1", "1.5", "many")),
     *(["--seed", value] for value in ("", "-1", "x", "4294967296")),
-    *(["--notice", value] for value in ("", "file:", "auto", "aws", "gcp", "azure", "nonsense")),
-    ["--stall", "auto"],
+    *(["--notice", value] for value in ("", "file:", "aws gcp", "nonsense")),
+    *(
+        [option, value]
+        for option in ("--never-retry-exit", "--always-retry-exit")
+        for value in ("", "0", "256", "SIGX")
+    ),
+    ["--stall", "auto:"],
+    ["--stall", "off:1s"],
     ["--replica", "/somewhere"],
     ["--no-such-option"],
     ["--keep", "true"],  # "true" is the command, taken for the value

@@ -43,7 +43,7 @@ def test_a_notice_file(place: Place) -> None:
     notice.touch()
     done = parent.wait()
     assert (done.code, done.out) == (75, b"ready\ngot SIGTERM\n")
-    assert done.said("a notice that this machine may go")
+    assert done.said(f"preempted: file: {notice} is there")
     again = place.run("--notice", f"file:{notice}", *place.script(LEAVER))
     assert again.code == 75, "the notice is still there"
 

@@ -102,7 +102,7 @@ def test_a_run_whose_parent_was_killed_is_taken_over(place: Place) -> None:
     assert second.wait().code == 75
     attempts = place.status()["attempts"]
     assert [attempt["number"] for attempt in attempts] == [1, 2]
-    assert attempts[0]["cause"] == "lost"
+    assert attempts[0]["cause"] == "parent_lost"
     assert attempts[0]["ended"] is not None
 
 

@@ -25,7 +25,7 @@ LOOKS = [
     *(f"in {moment}" for moment in ("on_train_begin", *TRAINING, *TESTING)),
 ]
 HOOKED = ("on_train_begin", "on_train_end")
-OURS = ("memfd:ksupervise-slot", "/live", "/lock", "pipe:", "socket:")
+OURS = ("memfd:ksupervise-slot", "/live", "/stacks.txt", "/lock", "pipe:", "socket:")
 
 _PARTS = "our part of the child, and what of the standard library it needs"
 _HELD = "control page, slots, lock, our ends of the script's pipes, the link; out of the way of the script's numbers"

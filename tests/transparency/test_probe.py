@@ -28,8 +28,15 @@ COMMAND = [PYTHON, str(PROBE), "facts.json", "--one", "two words"]
 BY_CHANCE = frozenset({"a hash", "random"})
 
 
-def _is_in_run(name: str) -> Judge:
-    return added(lambda value: Path(value).name == name and Path(value).parent.name == "job")
+def _is_in_run(name: str, folder: str = "job") -> Judge:
+    return added(lambda value: Path(value).name == name and Path(value).parent.name == folder)
+
+
+def _is_faulthandlers(plain: list[str], supervised: list[str]) -> bool:
+    """Handlers of the crashes, and of one real-time signal."""
+    more = int(supervised[0], 16) & ~int(plain[0], 16)
+    crashes = (signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT, signal.SIGBUS, signal.SIGILL)
+    return more & (1 << (signal.SIGRTMAX - 2)) != 0 and more.bit_count() == len(crashes) + 1
 
 
 def _is_noted(path: str) -> bool:
@@ -51,6 +58,7 @@ ENVIRONMENT = {
     "environ.KSUPERVISE_ADDRESS": Needed("where the parent listens", added()),
     "environ.KSUPERVISE_BOOT": Needed("what sitecustomize takes off sys.path again", _is_in_run("boot.zip")),
     "environ.KSUPERVISE_LOCK_FD": Needed("which descriptor is the lock", added(lambda value: int(value) >= 200)),
+    "environ.KSUPERVISE_STACKS": Needed("where stacks are written at a crash", _is_in_run("stacks.txt", "001")),
     "environ.KSUPERVISE_PIN": Needed("the run's seed for what an unseeded script draws", added(str.isdecimal)),
     "environ.PYTHONHASHSEED": Needed("read by the interpreter before anything of ours runs", added(str.isdecimal)),
     "environ.PYTHONPATH": Needed("the only way into an interpreter that needs no installation", _is_in_run("boot.zip")),
@@ -81,6 +89,11 @@ PROCESS = {
     "fd.200 target": Needed("the same", _is_in_run("lock")),
     "fd.200 flags": Needed("the same; not handed on to programs of the script's", added(lambda flags: flags[1] == 1)),
     "fd.200 isatty": Needed("the same", becomes(ABSENT, False)),
+    "fd.201": Needed("faulthandler writes from within a crash, when no file can be opened", becomes(ABSENT, "file")),
+    "fd.201 target": Needed("the same", _is_in_run("stacks.txt", "001")),
+    "fd.201 flags": Needed("the same; not handed on to programs of the script's", added(lambda flags: flags[1] == 1)),
+    "fd.201 isatty": Needed("the same", becomes(ABSENT, False)),
+    "status.SigCgt": Needed("crashes leave their stacks, and so does a hang when the parent asks", _is_faulthandlers),
 }
 SESSION = {
     "leads its session": Needed("Ctrl-C reaches the parent alone, which saves first", becomes(False, True)),

@@ -34,7 +34,8 @@ def attach() -> None:
     _attached_pid = os.getpid()
     _guard_lock()
     version = ".".join(map(str, sys.version_info[:3]))
-    if not tell(f'{{"op":"hello","pid":{os.getpid()},"python":"{version}"}}'):
+    stacks = _watch_for_crashes()
+    if not tell(f'{{"op":"hello","pid":{os.getpid()},"python":"{version}","stacks":{stacks}}}'):
         return  # no parent listens: an environment that outlived its run
     atexit.register(_say_goodbye)
     awaited: dict[str, Callable[[ModuleType], None]] = {}
@@ -90,14 +91,27 @@ def _drop_lock() -> None:
             pass
 
 
+def _watch_for_crashes() -> int:
+    """Number of the signal that asks for the stacks of all threads, 0 for none."""
+    try:
+        from ksupervise.child import crash
+
+        return crash.watch(os.environ["KSUPERVISE_STACKS"])
+    except Exception:
+        return 0
+
+
 def _say_goodbye() -> None:
     """The interpreter ends in good order, perhaps after an exception that it has shown."""
     if _attached_pid != os.getpid():
         return  # a fork that ends like its parent
-    last = getattr(getattr(sys, "last_type", None), "__name__", "")
-    # No import of json: the script may have a json.py of its own, which nobody asked to run.
-    exception = last if last.isidentifier() and last.isascii() else "Exception" if last else ""
-    tell(f'{{"op":"exit","pid":{os.getpid()},"exception":"{exception}"}}')
+    try:
+        from ksupervise.child import failure
+
+        about = failure.fields()
+    except Exception:  # there may be no memory left
+        about = ',"exception":"Exception"' if getattr(sys, "last_type", None) else ""
+    tell(f'{{"op":"exit","pid":{os.getpid()}{about}}}')
 
 
 def _pin(module: ModuleType) -> None:

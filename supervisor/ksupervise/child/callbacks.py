@@ -7,7 +7,8 @@ Keras flips the sign of `min_delta` lazily, and a naive restore would flip it tw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ksupervise.child import codec, logs
@@ -44,6 +45,12 @@ class Roster:
     def skipped(self) -> set[str]:
         """What could not be carried: it is no plain data."""
         return set().union(*(member.skipped for member in self._members))
+
+    def stopped_on_nan(self, logs: Mapping[str, Any] | None) -> bool:
+        """TerminateOnNaN had reason to end the fit whose last logs these are."""
+        loss = (logs or {}).get("loss")
+        watched = any(member.watches_for_nan for member in self._members)
+        return watched and isinstance(loss, float) and not math.isfinite(loss)
 
     def prepare(self, states: dict[str, Any]) -> list[str]:
         """Before `on_train_begin`: log files go on behind what was written up to the checkpoint, and
@@ -90,6 +97,7 @@ class _Member:
         self._methods = _methods(callback)
         self._name = type(callback).__name__
         self._attributes = Attributes(callback, f"extra/callbacks/{key}", _KERAS_OWN)
+        self.watches_for_nan = self._name == "TerminateOnNaN"
 
     def prepare(self, state: dict[str, Any]) -> list[str]:
         notes = []

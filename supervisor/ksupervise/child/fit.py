@@ -16,6 +16,7 @@ from typing import Any
 
 from ksupervise import wire
 from ksupervise.child import callbacks, codec, fingerprint, layers, randomness, state
+from ksupervise.child.beat import Beat
 from ksupervise.child.capture import FORMAT, Capture, Moment
 from ksupervise.child.data import position
 from ksupervise.child.sigterm import Sigterm
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _FINAL_WAIT = 600.0  # seconds that a completed fit waits for its final state to be durable
 _LEAVE_MARGIN = 2.0  # seconds before the deadline at which a long validation is left
 _SAVE_MARGIN = 1.2  # a save is begun before a deadline if so many times what it takes is left
+_HOLD = 10.0  # seconds that a signal, which was announced, is waited for
 _SOON = 0.02  # seconds after which a slot that was not free is looked at again
 
 
@@ -110,6 +112,7 @@ class Fit:
         self._validation_began = 0.0
         self._validation_seconds = 0.0
         self._sigterm = Sigterm(caller)
+        self._beat = Beat(session.control)
         self._building = 0.0  # seconds of a restore that went into building the model and its optimizers
         self._staged_step = -1  # run-wide step of the newest state that would be gone back to
         self.listed_in: object = None
@@ -177,7 +180,7 @@ class Fit:
         self._staged_step = session.step
         control["fit"] = self._ordinal
         control["epochs"] = self._epochs
-        control["phase"] = wire.PHASE_TRAIN
+        self._beat.enter(wire.PHASE_TRAIN)
         control["epoch"] = self._epoch
         control["step"] = session.step
         if not control.integer("executed"):
@@ -325,8 +328,11 @@ class Fit:
         self._ended = self._batches
         self._batch_logs = logs
 
-    def attend(self, batch: int) -> None:
-        """Batch number `batch` is about to begin: the state is that after `batch` batches. Stage or leave, if due."""
+    def attend(self, batch: int) -> bool:
+        """Batch number `batch` is about to begin: the state is that after `batch` batches. Stage or leave, if due.
+
+        Returns True if the user's interrupt came meanwhile: it is to be raised where no frame of ours is seen.
+        """
         if self._untraced:
             self._attend_layers()
         now = time.monotonic()
@@ -338,6 +344,18 @@ class Fit:
             or self._validation_comes(batch, now)
         ):
             self._attend(batch)
+            return self._hold()
+        return False
+
+    def _hold(self) -> bool:
+        """Not one batch more is trained between the stage that a Ctrl-C waits for, and its signal."""
+        control, end = self.session.control, time.monotonic() + _HOLD
+        try:
+            while control.words[0] == Control.HOLD and time.monotonic() < end:
+                time.sleep(0.002)
+        except KeyboardInterrupt:
+            return True
+        return False
 
     @_harmless
     def _attend_layers(self) -> None:
@@ -348,6 +366,7 @@ class Fit:
         else:
             self._layers.stepped()
             self._capture.look()
+            self.session.tell_temporary()
             self.session.stager.prepare(self._inventory.size)  # the optimizer has all its variables now
 
     def begin_batch(self, batch: int) -> None:
@@ -356,7 +375,7 @@ class Fit:
         control.words[19] = batch
         control.words[20] = self._epoch_step + batch + count
         control.words[21] += count
-        control.times[32] = time.monotonic()
+        self._beat.batch()
         self._batches = batch + count
 
     def _validation_comes(self, batch: int, now: float) -> bool:
@@ -394,7 +413,7 @@ class Fit:
         if control.words[0] == Control.STAGE:
             control["drain"] = 0
             return True
-        return False
+        return bool(control.words[0] == Control.HOLD)
 
     def _leaving(self) -> str:
         """Why we should leave, "" if we should not."""
@@ -425,11 +444,11 @@ class Fit:
         if self._position is not None:
             self._position.begin_validation()
         self._validation_began = time.monotonic()
-        self.session.control["phase"] = wire.PHASE_EVALUATE
+        self._beat.enter(wire.PHASE_EVALUATE)
 
     def begin_test_batch(self) -> None:
         """Never stage in a validation: it could not be resumed. The epoch's end is awaited if there is time."""
-        self.session.control["beat"] = time.monotonic()
+        self._beat.test_batch()
         if not (self.session.control.words[0] or self._sigterm.noted or self.session.link.orphaned):
             return
         self._attend_validation()
@@ -448,11 +467,12 @@ class Fit:
     def end_validation(self) -> None:
         """A validation ended."""
         self._validation_seconds = time.monotonic() - self._validation_began
-        self.session.control["phase"] = wire.PHASE_TRAIN
+        self._beat.end_validation()
 
     def note_logs(self, logs: Any) -> None:
         """An epoch's logs, as the fit's end will be told of them: what callbacks add to them is not among those."""
         self._last_logs = dict(logs or {})
+        self._beat.enter(wire.PHASE_BETWEEN)
 
     @_harmless
     def end_epoch(self, epoch: int) -> None:
@@ -470,6 +490,7 @@ class Fit:
         session.control["step"] = session.step
         if self._position is not None:
             self._position.end_epoch()
+        session.tell_temporary()
         last = self._epoch >= self._epochs or bool(getattr(self._model, "stop_training", False))
         leaving = self._leaving()
         kept = last or self._wants_stage() or self._is_kept()
@@ -514,9 +535,11 @@ class Fit:
         self._forget_initial_epoch()
         self._stage("final", 0, "final", durable=True, wait=_FINAL_WAIT)
         self.open = False
+        if self._roster.stopped_on_nan(self._last_logs):
+            self.session.link.send({"op": "nan"})
         if self._position is not None:
             self._position.end()
-        self.session.control["phase"] = wire.PHASE_OUTSIDE
+        self._beat.enter(wire.PHASE_OUTSIDE)
         self.session.await_durable(_FINAL_WAIT)
         if self.session.link.orphaned:
             self.session.leave_orphaned()
@@ -535,7 +558,7 @@ class Fit:
         vars(self._model).pop("_get_metrics_result_or_logs", None)
         if self._position is not None:
             self._position.end()
-        self.session.control["phase"] = wire.PHASE_OUTSIDE
+        self._beat.enter(wire.PHASE_OUTSIDE, finished=False)
         self.session.link.send({"op": "abandon"})
         self._let_go()
 
@@ -557,14 +580,12 @@ class Fit:
         overlap = self._inventory.overlaps and not durable
         at = {"fit": self._ordinal, "epoch": self._epoch, "batch": batch, "step": step, "kind": kind}
         moment = Moment(at, origin, self._batch_logs, self._last_logs)
-        phase = session.control.integer("phase")
-        session.control["phase"] = wire.PHASE_STAGE
         try:
             take = functools.partial(self._capture.take, moment, handles=overlap)
-            if session.stager.stage(take, durable=durable, wait=wait, overlap=overlap) is not None:
-                self._staged_step = step
+            with self._beat.staging():
+                if session.stager.stage(take, durable=durable, wait=wait, overlap=overlap) is not None:
+                    self._staged_step = step
         finally:
-            session.control["phase"] = phase
             self._since = time.monotonic()
         for skipped in sorted(self._roster.skipped):
             session.note(f"not carried over a restart: {skipped}")

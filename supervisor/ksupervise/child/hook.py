@@ -105,10 +105,17 @@ def _callback_classes(base: Any) -> Callable[[Fit], tuple[Any, Any]]:
             self._fit = fit
 
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-            self._fit.attend(batch)
+            if self._fit.attend(batch):
+                raise KeyboardInterrupt
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             self._fit.note_logs(logs)
+
+    # A Ctrl-C is raised from here: its traceback shows Keras' own line.
+    file = sys.modules[base.__module__].__file__ or ""
+    KsuperviseFirst.on_train_batch_begin = disguise(  # type: ignore[method-assign]
+        KsuperviseFirst.on_train_batch_begin, base.on_train_batch_begin, file
+    )
 
     class KsuperviseLast(base):  # type: ignore[misc]
         """After the script's callbacks have seen all else."""

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from ksupervise import wire
-from ksupervise.child import fingerprint, logs
+from ksupervise.child import crash, fingerprint, logs, temporary
 from ksupervise.child.fit import Fit
 from ksupervise.child.link import Link
 from ksupervise.child.stager import Stager
@@ -53,6 +53,7 @@ def _claim() -> Session | None:
         "attempt": int(os.environ.get(wire.ENV_ATTEMPT, "0")),
         "keras": keras.__version__,
         "backend": keras.backend.backend(),
+        "stacks": crash.asked_by,
     }
     try:
         link = Link(os.environ[wire.ENV_ADDRESS], claim)
@@ -90,6 +91,7 @@ class Session:
         on_disk = bool(link.grant.get("slots_on_disk"))
         slots = [Slot(one, on_disk=on_disk), Slot(other, on_disk=on_disk)]
         self.told: set[str] = set()
+        self._temporary: list[str] = []  # what was told of
         next_seq = int(link.grant["next_seq"])
         self.stager = Stager(
             link,
@@ -154,6 +156,13 @@ class Session:
             self.told.add(text)
             self.link.send({"op": "note", "text": text})
 
+    def tell_temporary(self) -> None:
+        """Name the files that a kill would leave behind: the parent removes them then."""
+        found = temporary.files()
+        if found != self._temporary:
+            self._temporary = found
+            self.link.send({"op": "temporary", "paths": found})
+
     def fail(self, error: Exception) -> None:
         """Something of ours went wrong: tell it and look after this training no longer."""
         if self.active:
@@ -184,6 +193,7 @@ class Session:
                 stream.flush()
             except Exception:
                 pass
+        temporary.remove()
         os._exit(code)
 
     def _orphaned(self) -> None:

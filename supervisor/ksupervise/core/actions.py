@@ -12,19 +12,27 @@ class Cause(Enum):
     """Why an attempt ended."""
 
     COMPLETED = "completed"
+    NAN_STOP = "ended by TerminateOnNaN"
     USER_ERROR = "error before the first step"
+    NOT_RERUNNABLE = "the script cannot be run a second time"
     EXCEPTION = "exception"
+    NAN = "not a number"
+    OUT_OF_MEMORY = "out of memory"
+    DISK_FULL = "the disk is full"
+    NATIVE_CRASH = "native crash"
     EXITED = "exit"
     SIGNAL = "signal"
     TRAINER_DIED = "the trainer died"
     PREEMPTED = "preempted"
+    DEADLINE = "the deadline"
     INTERRUPTED = "interrupted"
     STALLED = "stalled"
     REFUSED = "the checkpoint does not fit"
     CANNOT_RUN = "cannot run"
     STORE_HANGS = "the store does not answer"
     UNKILLABLE = "the child survives SIGKILL"
-    LOST = "the parent was lost"
+    LOST = "the machine was lost"
+    PARENT_LOST = "the parent was lost"
 
 
 class RunState(Enum):
@@ -60,7 +68,9 @@ class Launch(Action):
 
 @dataclass(frozen=True)
 class RequestStage(Action):
-    """Ask the trainer to stage at its next batch and to go on."""
+    """Ask the trainer to stage at its next batch; then to go on, or to `hold` there until a signal comes."""
+
+    hold: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,15 +118,21 @@ class EndAttempt(Action):
 
 @dataclass(frozen=True)
 class Relaunch(Action):
-    """Tell why, wait and launch again. `failures`: consecutive ones without progress (0: at once)."""
+    """Tell why, wait and launch again.
+
+    `failures`: consecutive ones without progress (0: at once). `back_to`: number of the checkpoint to go on from
+    instead of the newest, 0 for the newest.
+    """
 
     failures: int
+    back_to: int = 0
 
 
 @dataclass(frozen=True)
 class Finish(Action):
-    """The verdict: final, one, decides the exit code."""
+    """The verdict: final, one, decides the exit code. `silent`: the script has said all there is to say."""
 
     state: RunState
     exit_code: int
     detail: str
+    silent: bool = False

@@ -16,6 +16,7 @@ A run is in one phase at a time:
   raises the drain flag (DRAINING) and becomes SIGTERM only when its grace is over. A child that
   has nothing to save gets the signal at once (STOPPING). SIGKILL to the group is the last resort
   (KILLING). Every one of these phases is left by a timer if by nothing else.
+- A warning without a deadline (Advised) has the state saved, and nothing else.
 - A child that says it leaves (somebody else sent it SIGTERM) drains by its own wish: DRAINING
   bounds that as well.
 - A repeated stop hurries: it moves one phase further down that road.
@@ -53,6 +54,7 @@ from ksupervise.core.actions import (
     Target,
 )
 from ksupervise.core.events import (
+    Advised,
     ChildExited,
     Claimed,
     Event,
@@ -104,7 +106,7 @@ class State:
     sent: str = ""  # the last signal we sent the child
     left: str = ""
     refused: str = ""
-    stalled: float = 0.0
+    stalled: str = ""
 
     @property
     def grace(self) -> float:
@@ -170,7 +172,7 @@ def _begin_stop(state: State) -> Decision:
         if not state.in_fit:
             return _pass_on_interrupt(state)
         waiting = replace(state, phase=Phase.INTERRUPTING)
-        return waiting, (RequestStage(), SetTimer(Timer.STAGE, state.policy.stage_wait))
+        return waiting, (RequestStage(hold=True), SetTimer(Timer.STAGE, state.policy.stage_wait))
     if not state.in_fit and not state.fits_done:
         return _terminate(state, state.grace)  # nothing is trained yet: nothing to save
     draining = replace(state, phase=Phase.DRAINING)
@@ -249,14 +251,18 @@ def _heard(state: State, event: Event) -> State:
 def _stop_idle(state: State, event: Event) -> Decision:
     """No child is alive: the verdict comes at once."""
     assert isinstance(event, StopAsked)
-    verdict = judgement.stopped(event.kind).finish
+    verdict = judgement.stopped(event.kind, event.words).finish
     assert verdict is not None
     return replace(state, phase=Phase.DONE, stop=event), (ClearTimer(Timer.BACKOFF), verdict)
 
 
 def _stalled(state: State, event: Event) -> Decision:
     assert isinstance(event, Stalled)
-    return _kill(replace(state, stalled=event.seconds), event)
+    return _kill(replace(state, stalled=event.detail), event)
+
+
+def _advised(state: State, event: Event) -> Decision:
+    return state, (RequestStage(),) if state.in_fit else ()
 
 
 # News of the child --------------------------------------------------------------------------------
@@ -320,17 +326,18 @@ def _settled(state: State, event: Event) -> Decision:
     assert isinstance(event, Settled)
     seen = Circumstances(
         stop=state.stop.kind if state.stop else None,
+        stop_words=state.stop.words if state.stop else "",
         signalled=bool(state.sent),
         left=state.left,
         refused=state.refused,
         stalled=state.stalled,
     )
     verdict = judgement.judge(event.evidence, seen, state.history, state.policy)
-    history = state.history.after(event.evidence, charged=verdict.charged)
+    history = state.history.after(event.evidence, verdict)
     end = (ClearTimer(Timer.SETTLE), EndAttempt(verdict.cause, verdict.detail))
     if verdict.finish is not None:
         return replace(state, phase=Phase.DONE, history=history), (*end, verdict.finish)
-    return replace(state, phase=Phase.WAITING, history=history), (*end, Relaunch(history.fruitless))
+    return replace(state, phase=Phase.WAITING, history=history), (*end, Relaunch(history.fruitless, verdict.back_to))
 
 
 # The table ----------------------------------------------------------------------------------------
@@ -355,8 +362,10 @@ TABLE: dict[tuple[Phase, type[Event] | Timer], Handler] = {
     **{(phase, news): handler for phase in (*ALIVE, Phase.SETTLING) for news, handler in NEWS.items()},
     **{(phase, ChildExited): _settle for phase in ALIVE},
     **{(phase, Stalled): _nothing for phase in (*ALIVE, Phase.SETTLING)},
+    **{(phase, Advised): _nothing for phase in Phase},
     (Phase.RUNNING, StopAsked): _stop_asked,
     (Phase.RUNNING, Stalled): _stalled,
+    (Phase.RUNNING, Advised): _advised,
     (Phase.RUNNING, Left): _leaving,
     (Phase.INTERRUPTING, Staged): _pass_on_interrupt,
     (Phase.INTERRUPTING, FitEnded): _fit_ended_interrupting,

@@ -13,6 +13,7 @@ class StopKind(Enum):
     COMMAND = "stopped by the user (ksupervise stop)"
     TERM = "SIGTERM"
     HANGUP = "SIGHUP"
+    SCHEDULER = "SIGUSR1 or SIGUSR2 (the scheduler's warning)"
     DEADLINE = "the deadline"
     NOTICE = "a notice that this machine may go"
 
@@ -108,17 +109,28 @@ class ChildExited(Event):
 
 @dataclass(frozen=True)
 class StopAsked(Event):
-    """Somebody wants the run to stop. `grace` in seconds, None for the policy's."""
+    """Somebody wants the run to stop. `grace` in seconds, None for the policy's. `detail`: who said so, and what."""
 
     kind: StopKind
     grace: float | None = None
+    detail: str = ""
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        return self.detail or self.kind.value
+
+
+@dataclass(frozen=True)
+class Advised(Event):
+    """A warning without a deadline: save, and go on."""
 
 
 @dataclass(frozen=True)
 class Stalled(Event):
-    """The trainer lives but made no step for `seconds`."""
+    """The child lives but does not get on. `detail`: what was seen."""
 
-    seconds: float
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -129,6 +141,25 @@ class TimerFired(Event):
 
 
 @dataclass(frozen=True)
+class Failure:
+    """An uncaught Python exception, as the child told of it.
+
+    Attributes:
+        name: its type's.
+        bases: names of all classes that it is an instance of.
+        message: what it says, cut short.
+        where: innermost line that is the user's own, "train.py:12 in load"; "" if there is none.
+        errno: of an OSError, else 0.
+    """
+
+    name: str
+    bases: frozenset[str] = frozenset()
+    message: str = ""
+    where: str = ""
+    errno: int = 0
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What is known of a death. Exactly one of `exit_code` and `signal` is set.
 
@@ -136,28 +167,48 @@ class Evidence:
         exit_code: the child's exit code, if it exited.
         signal: the signal's number, if it was killed.
         orderly: the trainer's interpreter (or, with no trainer, the script's) finished by itself.
-        exception: type of the uncaught Python exception, "" if none was seen.
+        failure: the uncaught Python exception, None if none was seen.
+        crash: where Python stood when native code crashed, with the file of all stacks; "" if none was written.
+        oom: what the machine knows of its out-of-memory killer in this attempt, "" for nothing.
+        tail: the last of the child's output.
+        nan: TerminateOnNaN ended the training.
         hooked: our hook arrived in an interpreter of the child.
         keras: the child imported Keras.
         fit_open: a fit was begun and not completed.
-        stepped: this attempt began at least one step.
+        stepped: this attempt trained a step to its end; the first one is where a model is built and compiled.
+        claimed: a call of fit was seen.
+        lasted: seconds from its launch to its end.
         step: run-wide step reached.
+        checkpoint_known: the store could be asked; if not, nobody knows whether there was progress.
         checkpoint_step: step of the newest valid checkpoint, None if there is none.
         checkpoint_seq: its number, 0 if there is none.
+        resumed_seq: number of the checkpoint that the attempt went on from, 0 for none.
+        older_seq: number of an older one that could be gone back to instead, 0 for none.
+        at: wall time of the end, in seconds.
         survivors: processes of the group that even SIGKILL did not end.
     """
 
     exit_code: int | None = None
     signal: int | None = None
     orderly: bool = False
-    exception: str = ""
+    failure: Failure | None = None
+    crash: str = ""
+    oom: str = ""
+    tail: str = ""
+    nan: bool = False
     hooked: bool = False
     keras: bool = False
     fit_open: bool = False
     stepped: bool = False
+    claimed: bool = False
+    lasted: float = 0.0
     step: int = 0
+    checkpoint_known: bool = True
     checkpoint_step: int | None = None
     checkpoint_seq: int = 0
+    resumed_seq: int = 0
+    older_seq: int = 0
+    at: float = 0.0
     survivors: tuple[int, ...] = field(default=())
 
 

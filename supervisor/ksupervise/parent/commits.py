@@ -7,6 +7,8 @@ waits, and is not given back to the child, until it is due, superseded, or the c
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,13 +20,14 @@ from ksupervise.parent.persist import Committed, Persister, commit
 from ksupervise.parent.room import Room, beyond_cap, make_room, size_text
 from ksupervise.parent.stage import Stage
 from ksupervise.parent.voice import Voice
-from ksupervise.store import COMPLETED_FITS, Checkpoint, CheckpointStore, FileRecord, Retention
+from ksupervise.store import COMPLETED_FITS, Checkpoint, CheckpointStore, FileRecord, Retention, StoreFull
 from ksupervise.wire import Control
 
 _LAST_CHANCE = 1.2  # a commit begins before a deadline when so many times what it takes is left
 _PLENTY = 3.0  # and at once if there is time for so many of them: then a newer stage can follow
 _MARGIN = 1.0  # seconds
 _FAILED = "commit-failed"  # what is said once under this name, until it is over
+_REHEARSED = 600.0  # seconds; no rehearsal of a full disk lasts longer
 
 Message = dict[str, Any]
 
@@ -67,6 +70,7 @@ class Commits:
         self._waiting: _Staged | None = None
         self._hand: set[int] = set()  # seqs that are being committed
         self._deadline: float | None = None
+        self._refused_until = 0.0
         newest = shelf.stage.newest()
         # Newest seq that was handed to the persister; what the slots hold now was an earlier attempt's.
         self.submitted = int(newest[1]["seq"]) if newest is not None else 0
@@ -89,8 +93,10 @@ class Commits:
             self._free(self._waiting, committed=False)
         self._waiting = _Staged(index, about)
         self._shelf.pacer.staged(self._control, float(told.get("stall", 0.0)), cold=bool(told.get("cold")))
-        if told.get("durable", True) or self._is_due(self._shelf.pacer.pace.stage / 2):
+        if told.get("durable", True):
             self._submit()
+        elif self._is_due(self._shelf.pacer.pace.stage / 2):
+            self._submit(refused=time.monotonic() < self._refused_until)
 
     def saved(self, told: Message) -> None:
         """The child wrote a state straight into the store."""
@@ -126,10 +132,21 @@ class Commits:
         if self._waiting is not None and deadline - time.monotonic() > _PLENTY * self._shelf.pacer.expected:
             self._submit()
 
+    def refuse(self, seconds: float) -> float:
+        """Refuse ordinary commits as a full disk does, for a rehearsal; returns for how many seconds.
+
+        What ends something, a drain above all, is committed all the same, and no older checkpoint is given up.
+        """
+        seconds = max(0.0, min(seconds, _REHEARSED))
+        self._refused_until = time.monotonic() + seconds
+        return seconds
+
     def look(self) -> None:
         """Commit what waits, if it is due. Called about once a second."""
-        if self._waiting is not None and (self._is_due(0.0) or self._is_last_chance()):
+        if self._waiting is not None and self._is_last_chance():
             self._submit()
+        elif self._waiting is not None and self._is_due(0.0):
+            self._submit(refused=time.monotonic() < self._refused_until)
 
     def leftovers(self) -> None:
         """The child is gone: submit what it staged last, also what it could not announce any more."""
@@ -151,7 +168,7 @@ class Commits:
             return False
         return self._deadline - time.monotonic() <= _LAST_CHANCE * self._shelf.pacer.expected + _MARGIN
 
-    def _submit(self) -> None:
+    def _submit(self, *, refused: bool = False) -> None:
         staged, self._waiting = self._waiting, None
         assert staged is not None
         shelf, slot = self._shelf, self._shelf.stage.slots[staged.index]
@@ -162,6 +179,8 @@ class Commits:
 
         def work() -> tuple[Committed, float]:
             began = time.monotonic()
+            if refused:
+                raise StoreFull(f"{os.strerror(errno.ENOSPC)} (a rehearsal of it: `ksupervise rehearse disk-full`)")
             made = commit(shelf.store, slot, staged.about, holder=shelf.holder, retention=shelf.retention, check=check)
             return made, time.monotonic() - began
 

@@ -138,17 +138,29 @@ class LogFile:
     Keras' progress bar rewrites its line some 20 times a second, 19 MB an hour; collapsed it is a
     line an epoch. A terminal's columns are characters, so characters are what is overwritten; bytes that are no
     UTF-8 pass unchanged.
+
+    A log that has grown long goes on in a new file; the one before it is kept as `PATH.1`.
     """
 
     LINE_LIMIT = 64 * 1024  # characters; a longer line is written in pieces
+    TAIL = 64 * 1024  # characters that are remembered
+    ROTATE_AT = 64 * 1024 * 1024  # bytes; what is older than this and the file before it goes
 
     def __init__(self, path: Path) -> None:
         """Append to `path`. Raises OSError."""
-        self._fd: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._path = path
+        self._fd: int | None = _open_to_append(path)
+        self._size = os.fstat(self._fd).st_size
+        self._tail = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._line = ""
         self._cursor = 0
         self.failed: OSError | None = None
+
+    @property
+    def tail(self) -> str:
+        """The last of what was written, the unfinished line included."""
+        return (self._tail + self._line)[-self.TAIL :]
 
     def write(self, data: bytes) -> None:
         """Take raw output. A disk that is full costs the log, never the training: see `failed`."""
@@ -184,10 +196,23 @@ class LogFile:
     def _append(self, text: str) -> None:
         if not text or self._fd is None:
             return
+        self._tail = (self._tail + text)[-self.TAIL :]
         try:
-            os.write(self._fd, text.encode(errors="surrogateescape"))
+            self._size += os.write(self._fd, text.encode(errors="surrogateescape"))
+            if self._size > self.ROTATE_AT:
+                self._rotate()
         except OSError as error:
             self.failed = self.failed or error
+
+    def _rotate(self) -> None:
+        self._size = 0
+        if not self._path.is_file():
+            return  # /dev/null
+        os.replace(self._path, f"{self._path}.1")
+        fd = _open_to_append(self._path)
+        assert self._fd is not None
+        os.close(self._fd)
+        self._fd = fd
 
     def close(self) -> None:
         """Write the unfinished line and close."""
@@ -200,3 +225,7 @@ class LogFile:
             os.close(fd)
         except OSError as error:  # a mount that went away
             self.failed = self.failed or error
+
+
+def _open_to_append(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

@@ -6,13 +6,14 @@ import contextlib
 import fcntl
 import os
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ksupervise import wire
-from ksupervise.core.events import Evidence
 from ksupervise.parent import run
 from ksupervise.parent.console import LogFile
 from ksupervise.parent.process import Child
@@ -21,6 +22,7 @@ from ksupervise.parent.trainer import Dialogue, Facts
 from ksupervise.store import RunLayout, StoreUnwritable, write_fault
 
 LIVE = "live"  # the control page's name in the attempt's directory
+STACKS = "stacks.txt"  # what Python did when native code crashed, or when it hung
 _HASHES = "PYTHONHASHSEED"  # the order of sets of strings
 _HIGH_FD = 200  # inherited descriptors go where no script's own numbers are
 
@@ -39,42 +41,15 @@ class Attempt:
     open_outputs: set[int] = field(default_factory=set)
     survivors: tuple[int, ...] = ()
     unwritten: str = ""  # why its log and its control page are not in the run's directory
+    stacks: Path | None = None  # where the child's interpreters write them
+    oom_mark: dict[str, Any] = field(default_factory=dict)  # what the out-of-memory counters read at its launch
+    launched: float = field(default_factory=time.monotonic)
     ended: bool = False  # noticed by SIGCHLD, where there is no pidfd
 
     @property
     def facts(self) -> Facts:
         """What the child told."""
         return self.dialogue.facts
-
-    def evidence(self, checkpoint: tuple[int, int] | None) -> Evidence:
-        """What is known of its end. `checkpoint`: (seq, step) of the newest valid one."""
-        exception, orderly = self._last_words()
-        return Evidence(
-            exit_code=self.child.exit_code if self.child.signal is None else None,
-            signal=self.child.signal,
-            orderly=orderly,
-            exception=exception,
-            hooked=self.facts.hooked,
-            keras=bool(self.facts.keras),
-            fit_open=self.facts.fit_open,
-            stepped=self.control.integer("executed") > 0,
-            step=self.control.integer("step"),
-            checkpoint_step=checkpoint[1] if checkpoint else None,
-            checkpoint_seq=checkpoint[0] if checkpoint else 0,
-            survivors=self.survivors,
-        )
-
-    def _last_words(self) -> tuple[str, bool]:
-        """The exception that ended the script, and whether its interpreter ended in good order.
-
-        A trainer that said no goodbye was killed, whatever its wrapper says. Else the child's own word counts; behind
-        a wrapper that is no Python the trainer's, or that of any interpreter that failed.
-        """
-        exits, trainer = self.facts.exits, self.facts.claimant
-        spoke = [pid for pid in (self.child.pid, trainer) if pid in exits]
-        if spoke and (not trainer or trainer in exits):
-            return exits[spoke[0]], True
-        return next((exception for exception in exits.values() if exception), ""), False
 
     def close(self) -> None:
         """Give back every descriptor."""
@@ -113,11 +88,17 @@ def launch(
         inherited = fcntl.fcntl(lock_fd, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
         undo.callback(os.close, inherited)
         marks = {wire.ENV_ATTEMPT: str(number), wire.ENV_LOCK_FD: str(inherited)}
+        stacks = None if unwritten else Path(layout.attempt(number)) / STACKS
+        if stacks is not None:
+            marks[wire.ENV_STACKS] = str(stacks)
         child = Child(command, {**environment, **marks}, inherit=[inherited])
         undo.pop_all()
         os.close(inherited)
     dialogue = open_dialogue(number, control, live_fd, tuple(child.outlets))
-    return Attempt(number, child, control, live_fd, dialogue, log, log_path, set(child.outlets), unwritten=unwritten)
+    outputs = set(child.outlets)
+    return Attempt(
+        number, child, control, live_fd, dialogue, log, log_path, outputs, unwritten=unwritten, stacks=stacks
+    )
 
 
 @contextlib.contextmanager

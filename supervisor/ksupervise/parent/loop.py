@@ -35,7 +35,6 @@ from ksupervise.core.events import (
     Settled,
     Spawned,
     SpawnFailed,
-    Stalled,
     Start,
     StopAsked,
     StopKind,
@@ -59,12 +58,18 @@ from ksupervise.parent.signals import STOPS, SignalPipe
 from ksupervise.parent.stage import Stage
 from ksupervise.parent.trainer import Desk, Dialogue
 from ksupervise.parent.voice import Voice
+from ksupervise.parent.watch import gpu, stacks
+from ksupervise.parent.watch.diagnose import Held, evidence, held
+from ksupervise.parent.watch.lookout import Lookout
 from ksupervise.settings import Settings
 from ksupervise.store import takes_direct_writes
-from ksupervise.wire import Control
+from ksupervise.wire import AUTOGRAPH, Control
 
-_TICK = 1.0  # seconds between looks at what nobody announces: a stall, a notice file
+_TICK = 1.0  # seconds between looks at what nobody announces: a stall, the deadline
+_GPU_WAIT = 50.0  # seconds that the dead may take to give the GPU's memory back
 _SWEEP = 10.0  # seconds that a killed group may take to go
+# Causes of which the output needs no second look.
+_HARMLESS = (Cause.COMPLETED, Cause.NAN_STOP, Cause.PREEMPTED, Cause.DEADLINE, Cause.INTERRUPTED)
 _OUTPUT_WAIT = 1.0  # seconds that the last output of a dead child may take to be read
 
 
@@ -79,7 +84,12 @@ class Supervisor:
         self._settings = settings
         self._console = console
         self._voice = voice
-        policy = Policy(max_failures=settings.max_failures, grace=settings.grace)
+        policy = Policy(
+            max_failures=settings.max_failures,
+            grace=settings.grace,
+            never_retry=settings.never_retry,
+            always_retry=settings.always_retry,
+        )
         self._state = State(policy=policy, history=owned.history)
         self._journal = open_journal(owned.layout)
         self._events: deque[Event] = deque()
@@ -132,7 +142,19 @@ class Supervisor:
             seed=self._settings.seed,
         )
         owned.unwritten = self._journal.unwritten
+        self._lookout = Lookout(
+            settings,
+            owned.store,
+            self._environment,
+            post=self._events.append,
+            call_soon=self._call_soon,
+            record=self._record,
+            voice=self._voice,
+        )
         self._tell_of_fallbacks()
+        self._gpu_baseline: int | None = None
+        if gpu.available():
+            self._persister.submit(lambda: gpu.used(environment=self._environment), self._note_gpu)
         self._watch(self._wake, self._drain_wakeups)
         self._watch(self._signals.fileno(), self._on_signals)
         self._watch(self._listener.sock.fileno(), self._on_connection)
@@ -151,6 +173,7 @@ class Supervisor:
             direct=direct,
             every=self._settings.every,
             overhead=self._settings.overhead,
+            stall=asdict(self._settings.stall),
             retention=asdict(self._desk.shelf.retention),
         )
 
@@ -182,10 +205,10 @@ class Supervisor:
             self._post(TimerFired(timer))
 
     def _patience(self) -> float:
-        due = min(self._timers.values(), default=float("inf"))
-        if self._settings.deadline is not None and self._state.stop is None:
-            due = min(due, self._settings.deadline - self._settings.grace)
-        return max(0.0, min(_TICK, due - time.monotonic()))
+        due = min(self._timers.values(), default=float("inf")) - time.monotonic()
+        if self._state.stop is None:
+            due = min(due, self._lookout.due())
+        return max(0.0, min(_TICK, due))
 
     def _post(self, event: Event) -> None:
         self._events.append(event)
@@ -226,6 +249,8 @@ class Supervisor:
         for number in self._signals.read():
             if number == signal.SIGWINCH and self._attempt is not None:
                 self._attempt.child.resize()
+            if number == signal.SIGTSTP:
+                self._pause()
             kind = STOPS.get(signal.Signals(number))
             if kind is not None:
                 self._record("stop_asked", kind=kind.name.lower())
@@ -233,6 +258,18 @@ class Supervisor:
         self._on_death()  # SIGCHLD, where there is no pidfd
         if self._attempt is not None:
             process.reap_orphans(spare=self._attempt.child.pid)
+
+    def _pause(self) -> None:
+        """Ctrl-Z: the child, in a session of its own, does not get it from the terminal. Its time stands still too."""
+        child = None if self._attempt is None else self._attempt.child
+        if child is not None:
+            child.send(signal.SIGSTOP, group=True)
+        began = time.monotonic()
+        os.kill(os.getpid(), signal.SIGSTOP)  # here we are continued
+        if child is not None:
+            child.send(signal.SIGCONT, group=True)
+        paused = time.monotonic() - began
+        self._timers = {timer: due + paused for timer, due in self._timers.items()}
 
     def _on_connection(self) -> None:
         while (connection := self._listener.accept()) is not None:
@@ -285,22 +322,14 @@ class Supervisor:
             self._events.append(ChildExited())
 
     def _look_around(self) -> None:
-        """What nobody announces: a blocked console, a stall, a notice file, the deadline."""
-        settings, now = self._settings, time.monotonic()
+        """What nobody announces."""
         if not self._console.full:
             self._read_on()
-        if self._attempt is not None:
-            self._attempt.dialogue.commits.look()
-        if self._state.stop is not None:
-            return
-        if settings.deadline is not None and now >= settings.deadline - settings.grace:
-            self._events.append(StopAsked(StopKind.DEADLINE, max(0.0, settings.deadline - now)))
-        elif settings.notice_file is not None and settings.notice_file.exists():
-            self._events.append(StopAsked(StopKind.NOTICE))
-        elif settings.stall is not None and self._attempt is not None and self._state.phase is Phase.RUNNING:
-            idle = now - self._attempt.control["beat"]
-            if self._attempt.control["executed"] > 1 and self._state.in_fit and idle > settings.stall:
-                self._events.append(Stalled(idle))
+        attempt = self._attempt
+        if attempt is not None:
+            attempt.dialogue.commits.look()
+        alive = attempt if self._state.phase is Phase.RUNNING else None
+        self._lookout.look(alive, stopping=self._state.stop is not None)
 
     # What is done about it
 
@@ -325,7 +354,8 @@ class Supervisor:
         if attempt.unwritten:
             self._voice.say(f"no log is kept of attempt {action.attempt}: {attempt.unwritten}", urgent=True)
         self._pacer.tell(attempt.control)
-        self._record("launched", attempt=action.attempt, pid=attempt.child.pid)
+        self._lookout.launched(attempt)
+        self._record("launched", attempt=action.attempt, pid=attempt.child.pid, oom=attempt.oom_mark)
         if attempt.child.pidfd is not None:
             self._watch(attempt.child.pidfd, self._on_death)
         for fd, way in attempt.child.outlets.items():
@@ -334,7 +364,7 @@ class Supervisor:
 
     def _do_requeststage(self, action: RequestStage) -> None:
         if self._attempt is not None:
-            self._attempt.control["drain"] = Control.STAGE
+            self._attempt.control["drain"] = Control.HOLD if action.hold else Control.STAGE
 
     def _do_raisedrain(self, action: RaiseDrain) -> None:
         if self._attempt is not None:
@@ -355,6 +385,8 @@ class Supervisor:
         attempt.child.send(number, group=group, pid=attempt.dialogue.trainer_pid or None)
         if action.name != "KILL":  # a stopped process takes its signal only once it is continued
             attempt.child.send(signal.SIGCONT, pid=attempt.dialogue.trainer_pid or None)
+        if attempt.control.integer("drain") == Control.HOLD:
+            attempt.control["drain"] = 0  # it was for the signal that it waited
 
     def _do_settimer(self, action: SetTimer) -> None:
         due = time.monotonic() + action.seconds
@@ -374,14 +406,32 @@ class Supervisor:
         self._read_last_messages()
         attempt.dialogue.end_trainer()
         attempt.dialogue.commits.leftovers()
-        self._persister.submit(self._newest, lambda found, error: self._settled(attempt, found))
+        self._lookout.ended()
+        if self._gpu_baseline is not None:
+            self._persister.submit(lambda: self._await_gpu(attempt), lambda waited, error: None)
+        resumed = attempt.facts.resumed_seq
+        self._persister.submit(
+            lambda: held(self._owned.store, resumed), lambda found, error: self._settled(attempt, found)
+        )
 
-    def _newest(self) -> tuple[int, int] | None:
-        newest = self._owned.store.newest()
-        return None if newest is None else (newest.manifest.seq, newest.manifest.position.step)
+    def _settled(self, attempt: Attempt, found: Held | None) -> None:
+        oom = self._lookout.oom.since(attempt.oom_mark, [attempt.child.pid, *attempt.facts.stacks])
+        if oom is not None:
+            self._record("oom", attempt=attempt.number, by=oom.by, sure=oom.sure, text=oom.text)
+        self._events.append(Settled(evidence(attempt, found, oom.text if oom is not None and oom.sure else "")))
 
-    def _settled(self, attempt: Attempt, checkpoint: tuple[int, int] | None) -> None:
-        self._events.append(Settled(attempt.evidence(checkpoint)))
+    def _note_gpu(self, used: int | None, error: Exception | None) -> None:
+        self._gpu_baseline = used
+
+    def _await_gpu(self, attempt: Attempt) -> None:
+        """On the persister's thread: the next attempt needs the memory that the dead still hold."""
+        gpu.await_release(
+            [attempt.child.pid, *attempt.facts.stacks],
+            _GPU_WAIT,
+            baseline=self._gpu_baseline,
+            environment=self._environment,
+            say=lambda text: self._call_soon(lambda: self._voice.say(text, urgent=True)),
+        )
 
     def _read_last_output(self, attempt: Attempt) -> None:
         self._read_on()
@@ -403,7 +453,8 @@ class Supervisor:
     def _do_endattempt(self, action: EndAttempt) -> None:
         attempt = self._attempt
         number = self._state.history.attempt
-        fields = {"cause": action.cause.name.lower(), "detail": action.detail}
+        budget = self._state.history.as_json()
+        fields: dict[str, Any] = {"cause": action.cause.name.lower(), "detail": action.detail, "budget": budget}
         if attempt is None:
             self._record("attempt_ended", attempt=number, **fields)
             return
@@ -418,8 +469,11 @@ class Supervisor:
             first_step=control.integer("first_step") if trained else None,
             last_step=control.integer("step") if trained else None,
             executed=control.integer("executed"),
+            output=None if action.cause in _HARMLESS else attempt.log.tail,
         )
         self._journal.sync()
+        stacks.remove_if_empty(attempt.stacks)
+        process.remove_temporary(attempt.facts.temporary, AUTOGRAPH)
         if action.cause is not Cause.USER_ERROR and self._state.stop is None:
             self._tell_if_plain(attempt)
 
@@ -444,12 +498,24 @@ class Supervisor:
         attempt = self._attempt
         assert attempt is not None
         wait = delay(action.failures)
-        newest = self._stage.newest()  # one that could not be committed is gone back to all the same
-        staged = newest[1]["position"]["step"] if newest is not None and newest[1].get("staged") else None
-        self._voice.say(self._owned.restart_line(wait, attempt.log_path, staged), urgent=True)
+        if action.back_to:
+            newest = max(self._owned.store.next_seq() - 1, attempt.dialogue.commits.submitted)
+            self._record("went_back", attempt=attempt.number, to=action.back_to, newest=newest)
+        line = self._owned.restart_line(wait, attempt.log_path, self._staged_step(), self._step_of(action.back_to))
+        self._voice.say(line, urgent=True)
         self._record("relaunch", attempt=attempt.number + 1, delay=round(wait, 3))
         self._forget_attempt()
         self._timers[Timer.BACKOFF] = time.monotonic() + wait
+
+    def _step_of(self, seq: int) -> int | None:
+        """Step of checkpoint number `seq`, None for number 0."""
+        found = (each.manifest for each in self._owned.store.checkpoints() if each.manifest.seq == seq)
+        return next((manifest.position.step for manifest in found), None)
+
+    def _staged_step(self) -> int | None:
+        """Step of the newest state in memory: one that could not be committed is gone back to all the same."""
+        newest = self._stage.newest()
+        return newest[1]["position"]["step"] if newest is not None and newest[1].get("staged") else None
 
     def _do_finish(self, action: Finish) -> None:
         self._verdict = action
@@ -469,6 +535,7 @@ class Supervisor:
 
     def _close(self) -> None:
         self._console.when_room = lambda: None
+        self._lookout.close()
         if self._attempt is not None:
             self._attempt.child.sweep(_SWEEP)
         self._forget_attempt()

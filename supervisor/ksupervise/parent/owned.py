@@ -14,14 +14,18 @@ from typing import Any
 from ksupervise import __version__
 from ksupervise.core.actions import Finish, RunState
 from ksupervise.core.admission import Admission, Verb, admit
+from ksupervise.core.clock import TAKEN
 from ksupervise.core.ledger import Account, account
-from ksupervise.core.policy import History
+from ksupervise.core.policy import History, history_from_json
 from ksupervise.errors import RunBusy, RunDamaged, RunNotFound, UsageError
 from ksupervise.parent import boot, journal, run
 from ksupervise.parent.launch import LIVE
 from ksupervise.parent.room import Room, retention_of
 from ksupervise.parent.run import RunRecord
 from ksupervise.parent.stage import live_page
+from ksupervise.parent.watch import host
+from ksupervise.parent.watch.lookout import usage_of
+from ksupervise.parent.watch.oom import OomCounter, infer
 from ksupervise.settings import Settings
 from ksupervise.store import (
     CheckpointStore,
@@ -36,6 +40,7 @@ from ksupervise.store import (
 from ksupervise.wire import ENV_RUN_DIR
 
 _A_DAY = 86400.0  # seconds that may lie between an attempt's last record and its last beat
+_MANY = 3  # attempts in a row that were lost without a newer checkpoint
 ARCHIVE = ".archive"
 _ANNOUNCING = 1.0  # seconds in which a new owner has surely written who it is
 _LEAVING = 15.0  # seconds beyond the grace that a lost parent's child may take to save and leave
@@ -62,15 +67,20 @@ class OwnedRun:
         """The accounts as of now; `unwritten` are records that the disk did not take."""
         return account([*journal.read(Path(self.layout.journal)), *self.unwritten], time.time())
 
-    def restart_line(self, wait: float, log: str, staged: int | None) -> str:
-        """Why the last attempt ended and how it goes on, in one line. `staged`: step of the newest state in memory."""
+    def restart_line(self, wait: float, log: str, staged: int | None, older: int | None) -> str:
+        """Why the last attempt ended and how it goes on, in one line.
+
+        `staged`: step of the newest state in memory. `older`: of the checkpoint that is gone back to instead.
+        """
         accounts = self.account()
         if not accounts.attempts:  # the disk was full when the journal should have been written
             return f"the attempt ended, and its record could not be written; the next one in {wait:.1f} s; log: {log}"
         last = accounts.attempts[-1]
         reached = "before any step" if last.last_step is None else f"at step {last.last_step}"
         committed = None if accounts.checkpoint is None else int(accounts.checkpoint["step"])
-        if committed is None and staged is None:
+        if older is not None:
+            resume = f"resuming from step {older} (lost work: {steps(max(0, (last.last_step or older) - older))})"
+        elif committed is None and staged is None:
             resume = "starting over (no checkpoint yet)"
         else:
             step = max(committed or 0, staged or 0)
@@ -199,18 +209,49 @@ def _prepare(
     with contextlib.closing(open_journal(layout)) as book:
         records = list(journal.read(Path(layout.journal)))
         accounts = account(records, time.time())
+        book.write(TAKEN, host=host.hostname(), boot=host.boot_id(), version=__version__)
         _enter_orphans_commits(store, accounts, book)
         _enter_lost_attempt(layout, accounts, records, book)
+        records = list(journal.read(Path(layout.journal)))
     if newest is None and accounts.checkpoint is not None:
         at = accounts.checkpoint["step"]
         say(f"no valid checkpoint is left of this run, which had one at step {at}: training starts over")
-    history = History(
+    known = History() if admission.verb is Verb.RETRY else _budget(records)
+    history = replace(
+        known,
         attempt=max([attempt.number for attempt in accounts.attempts], default=0),
-        stepped=any(attempt.executed for attempt in accounts.attempts) or newest is not None,
+        stepped=_budget(records).stepped or newest is not None,
         mark=newest.manifest.position.step if newest else None,
     )
+    _tell_of_many_lost(records, say)
     holder = f"{socket.gethostname()}:{os.getpid()}"
     return OwnedRun(layout, lock, record, store, history, holder)
+
+
+def _budget(records: Sequence[Mapping[str, Any]]) -> History:
+    """What the last judged attempt left of the failures allowed: a lost parent must not give a run a new budget."""
+    budgets = [record["budget"] for record in records if isinstance(record.get("budget"), dict)]
+    try:
+        return history_from_json(budgets[-1]) if budgets else History()
+    except (TypeError, ValueError):
+        return History()
+
+
+def _tell_of_many_lost(records: Sequence[Mapping[str, Any]], say: Callable[[str], None]) -> None:
+    """Preemptions and lost machines cost nothing; many of them in a row without a newer checkpoint are worth a word."""
+    row = []
+    for attempt in reversed(account(records, time.time()).attempts):
+        free = attempt.cause in ("lost", "parent_lost", "preempted", "deadline")
+        if not free or any(r["event"] == "committed" and r.get("attempt") == attempt.number for r in records):
+            break
+        row.append(attempt)
+    if len(row) < _MANY:
+        return
+    lasted = sorted((attempt.ended or attempt.started) - attempt.started for attempt in row)
+    say(
+        f"the last {len(row)} attempts were preempted or lost without a newer checkpoint, half of them within "
+        f"{lasted[len(row) // 2]:.0f} s: if that is less than the first steps take, no checkpoint can ever be made"
+    )
 
 
 def _write_beginning(layout: RunLayout, record: RunRecord) -> None:
@@ -246,6 +287,7 @@ def _enter_lost_attempt(
     steps: dict[str, int | None] = {}
     known = [record for record in records if record.get("attempt") == last.number]
     ended = max((float(record["at"]) for record in known), default=last.started)
+    usage = None
     try:
         control = live_page(Path(layout.attempt(last.number)) / LIVE)
         if control.integer("executed"):
@@ -256,11 +298,30 @@ def _enter_lost_attempt(
             }
         # Its last beat, if that is of the same boot as its last record.
         ended += max(0.0, min(_A_DAY, control["beat"] - float(known[-1]["mono"]))) if known else 0.0
+        usage = usage_of(control)
         control.close()
     except (OSError, ValueError, KeyError):
         pass  # the machine went down before the page was written: the journal knows what it knows
-    detail = "the parent was killed or the machine went away"
-    book.write("attempt_ended", attempt=last.number, cause="lost", detail=detail, ended=round(ended, 3), **steps)
+    cause, detail = _how_lost(records, usage)
+    book.write("attempt_ended", attempt=last.number, cause=cause, detail=detail, ended=round(ended, 3), **steps)
+
+
+def _how_lost(records: Sequence[Mapping[str, Any]], usage: tuple[int, int] | None) -> tuple[str, str]:
+    """Cause and words for an attempt whose parent is gone. `usage`: of memory, when it was last noted."""
+    owners = [record for record in records if record["event"] == TAKEN]
+    before: Mapping[str, Any] = owners[-1] if owners else {}
+    marks = [
+        record["oom"] for record in records if record["event"] == "launched" and isinstance(record.get("oom"), dict)
+    ]
+    memory = infer(marks[-1], OomCounter().read(), usage) if marks else ""
+    if memory:
+        return "out_of_memory", f"parent and child were killed: {memory}"
+    here, there = host.hostname(), str(before.get("host") or "")
+    if there and there != here:
+        return "lost", f"machine {there} was lost; this is {here}"
+    if not host.same_boot(str(before.get("boot") or ""), host.boot_id()):
+        return "lost", "the machine went down and was started again"
+    return "parent_lost", "the parent was killed"
 
 
 def _acquire(layout: RunLayout, grace: float, say: Callable[[str], None]) -> RunLock:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import queue
 import threading
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -164,10 +164,12 @@ def restore(
     epochs: int,
     begun: Mapping[int, int] | None = None,
     abandoned: Container[int] = (),
+    passed_over: Sequence[range] = (),
 ) -> Restored:
     """Find the checkpoint that fit number `fit` goes on from and hold it, verified, in a slot.
 
-    The newest one that proves valid wins; one that does not is set aside with its reason.
+    The newest one that proves valid wins; one that does not is set aside with its reason. Those with a number in
+    `passed_over` are not looked at.
     """
     aside: list[tuple[str, str]] = []
     for path, reason in store.damaged():
@@ -178,7 +180,8 @@ def restore(
     except ScribbledStage as error:  # it is void now: the disk has to do
         scribbled = str(error)
     while True:
-        chosen = plan(fit, epochs, known(store, stage), begun, abandoned)
+        usable = [each for each in known(store, stage) if not any(each.seq in numbers for numbers in passed_over)]
+        chosen = plan(fit, epochs, usable, begun, abandoned)
         candidate = chosen.checkpoint
         if candidate is None:
             return Restored(chosen, None, tuple(aside), scribbled)

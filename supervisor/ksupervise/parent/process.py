@@ -13,10 +13,11 @@ import ctypes
 import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ksupervise.errors import CommandNotExecutable, CommandNotFound
@@ -189,6 +190,16 @@ def _die_with(parent: int) -> Callable[[], None] | None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     return arrange
+
+
+def remove_temporary(paths: Iterable[str], prefix: str) -> None:
+    """Remove the files that a killed child would have removed itself: regular ones of ours, called `prefix…`."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            found = os.lstat(path)
+            ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid()
+            if ours and os.path.basename(path).startswith(prefix):
+                os.unlink(path)
 
 
 def reap_orphans(spare: int) -> None:

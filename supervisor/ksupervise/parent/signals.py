@@ -12,11 +12,14 @@ STOPS = {
     signal.SIGTERM: StopKind.TERM,
     signal.SIGINT: StopKind.USER,
     signal.SIGHUP: StopKind.HANGUP,
+    signal.SIGUSR1: StopKind.SCHEDULER,  # Slurm's --signal
+    signal.SIGUSR2: StopKind.SCHEDULER,
 }
+_OTHERS = (signal.SIGCHLD, signal.SIGWINCH)
 
 
 class SignalPipe:
-    """While open, SIGTERM, SIGINT, SIGHUP, SIGCHLD and SIGWINCH arrive through `fileno()`.
+    """While open, SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2, SIGTSTP, SIGCHLD and SIGWINCH arrive through `fileno()`.
 
     A signal that was ignored when we started (nohup ignores SIGHUP) stays ignored. Once closed, the stop
     signals are ignored to the process' end: the verdict is reached, and systemd's second SIGTERM must not change it.
@@ -26,8 +29,8 @@ class SignalPipe:
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else _pipe()
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         self._previous = {}
-        for number in (*STOPS, signal.SIGCHLD, signal.SIGWINCH):
-            if number not in STOPS or signal.getsignal(number) is not signal.SIG_IGN:
+        for number in (*STOPS, signal.SIGTSTP, *_OTHERS):
+            if number in _OTHERS or signal.getsignal(number) is not signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, _noted)
 
     def fileno(self) -> int:

@@ -25,7 +25,7 @@ _RANKS = ("SLURM_PROCID", "RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 def supervise(flags: Mapping[str, Any], command: Sequence[str]) -> int:
     """Supervise `command` to its verdict and return the exit code. Raises KsuperviseError."""
     settings = reading.load(flags)
-    _refuse_ranks(os.environ)
+    refuse_ranks(os.environ)
     process.resolve(command)
     console = Console()
     voice = Voice(console, quiet=settings.quiet, json_log=settings.json_log)
@@ -52,7 +52,8 @@ def _to_verdict(
         owned.conclude(verdict)
     except StoreUnwritable as error:  # the verdict stands all the same; the next call finds a run that was lost
         voice.say(str(error), urgent=True)
-    voice.say(line, urgent=verdict.state is not RunState.COMPLETED)
+    if not verdict.silent:  # else the script's own traceback, or its usage line, is the last that is read
+        voice.say(line, urgent=verdict.state is not RunState.COMPLETED)
     return verdict.exit_code
 
 
@@ -76,7 +77,8 @@ def _interactive() -> bool:
     return sys.stdin is not None and sys.stdin.isatty()
 
 
-def _refuse_ranks(environ: Mapping[str, str]) -> None:
+def refuse_ranks(environ: Mapping[str, str]) -> None:
+    """Refuse to be one of several. Raises UsageError."""
     for name in _RANKS:
         if environ.get(name, "0") not in ("", "0"):
             raise UsageError(

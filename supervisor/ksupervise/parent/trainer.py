@@ -15,9 +15,12 @@ Messages of the child ("op"):
 | `saved`, `unsaved` | state n is in the store already (or could not be written): there was no memory to stage it | |
 | `leave` | it will leave once stage n is committed | `go` |
 | `abandon` | we cannot look after the fit that began | |
+| `nan` | TerminateOnNaN ended the fit | |
+| `temporary` | files that it would remove at its orderly end | |
 | `note` | something to tell the user once | |
-| `exit` | its interpreter ends in good order | |
+| `exit` | its interpreter ends in good order, perhaps by an exception | |
 | `stop` | `ksupervise stop` (from anywhere) | `stopping` |
+| `rehearse` | `ksupervise rehearse disk-full`: refuse ordinary saves for so many seconds | `rehearsing` |
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from typing import Any
 from ksupervise.core.events import (
     Claimed,
     Event,
+    Failure,
     FitBegan,
     FitEnded,
     Left,
@@ -60,7 +64,11 @@ class Facts:
     claimant: int = 0  # pid of the latest trainer
     told: bool = False  # that something is not checkpointed
     fit_open: bool = False
-    exits: dict[int, str] = field(default_factory=dict)  # pid of an interpreter that ended orderly → exception
+    exits: dict[int, Failure | None] = field(default_factory=dict)  # pid of an interpreter that ended orderly
+    stacks: dict[int, int] = field(default_factory=dict)  # pid → signal that has it write the stacks of its threads
+    resumed_seq: int = 0  # number of the checkpoint that it went on from
+    nan: bool = False  # TerminateOnNaN ended the training
+    temporary: tuple[str, ...] = ()  # files that it would have removed at its orderly end
 
 
 @dataclass(frozen=True)
@@ -116,9 +124,15 @@ class Dialogue:
     # Who is who
 
     def _hello(self, connection: Connection, message: Message) -> None:
+        self._note_stacks(connection, message)
         if not self.facts.hooked:
             self.facts.hooked = True
             self._write("hooked", pid=message.get("pid"), python=message.get("python"))
+
+    def _note_stacks(self, connection: Connection, message: Message) -> None:
+        number = message.get("stacks")
+        if type(number) is int and 0 < number <= 64:
+            self.facts.stacks[connection.pid or int(message.get("pid", 0))] = number
 
     def _keras(self, connection: Connection, message: Message) -> None:
         self.facts.keras = str(message.get("version") or "unknown")
@@ -134,6 +148,7 @@ class Dialogue:
             self._desk.shelf.voice.once(refusal.split(" ", 1)[0], refusal)
             return
         self._trainer = connection
+        self._note_stacks(connection, message)
         self.trainer_pid = self.facts.claimant = connection.pid or int(message.get("pid", 0))
         desk = self._desk
         grant = {
@@ -189,7 +204,7 @@ class Dialogue:
 
     def _exit(self, connection: Connection, message: Message) -> None:
         pid = connection.pid or int(message.get("pid", 0))
-        self.facts.exits[pid] = str(message.get("exception", ""))
+        self.facts.exits[pid] = _failure(message)
 
     # Restoring
 
@@ -198,7 +213,9 @@ class Dialogue:
         fit, epochs = self._fits, int(message.get("epochs", 1))
         shelf = self._desk.shelf
         shelf.persister.submit(
-            lambda: restore(shelf.store, shelf.stage, fit, epochs, self._begun(fit), self._abandoned_fits()),
+            lambda: restore(
+                shelf.store, shelf.stage, fit, epochs, self._begun(fit), self._abandoned_fits(), self._passed_over()
+            ),
             lambda found, error: self._answer_fit(connection, fit, found, error),
         )
 
@@ -206,6 +223,11 @@ class Dialogue:
         """How many attempts have begun the fit from which checkpoint; 0 from nothing."""
         records = (r for r in read(self._desk.shelf.journal.path) if r["event"] == "fit_began" and r["fit"] == fit)
         return Counter(int(record["seq"] or 0) for record in records)
+
+    def _passed_over(self) -> list[range]:
+        """Numbers of checkpoints that are not gone on from any more: it failed from them twice."""
+        records = (r for r in read(self._desk.shelf.journal.path) if r["event"] == "went_back")
+        return [range(int(record["to"]) + 1, int(record["newest"]) + 1) for record in records]
 
     def _abandoned_fits(self) -> set[int]:
         """Fits that an exception ended, and the script went on."""
@@ -266,6 +288,7 @@ class Dialogue:
     def _restored(self, connection: Connection, message: Message) -> None:
         fields = ("fit", "epoch", "batch", "step", "seq", "mode", "guarantee", "seconds", "building")
         record = self._write("resumed", **{name: message.get(name) for name in fields})
+        self.facts.resumed_seq = int(message.get("seq") or 0)
         if record["mode"] == Mode.SKIP.value:
             self._desk.post(FitEnded(int(record["fit"])))
             self._desk.shelf.voice.say(f"fit {record['fit']} was complete: its final state is back")
@@ -315,6 +338,14 @@ class Dialogue:
 
     # The rest
 
+    def _nan(self, connection: Connection, message: Message) -> None:
+        self.facts.nan = True
+
+    def _temporary(self, connection: Connection, message: Message) -> None:
+        paths = message.get("paths")
+        if isinstance(paths, list):
+            self.facts.temporary = tuple(path for path in paths if isinstance(path, str))
+
     def _note(self, connection: Connection, message: Message) -> None:
         text = str(message.get("text", ""))
         self._write("note", text=text)
@@ -324,10 +355,32 @@ class Dialogue:
         connection.send({"op": "stopping"})
         self._desk.post(StopAsked(StopKind.COMMAND))
 
+    def _rehearse(self, connection: Connection, message: Message) -> None:
+        seconds = message.get("seconds")
+        if message.get("what") == "disk-full" and isinstance(seconds, int | float):
+            refused = self.commits.refuse(float(seconds))
+            self._write("rehearsing", what="disk-full", seconds=refused)
+            connection.send({"op": "rehearsing", "seconds": refused})
+
     def _write(self, event: str, **fields: Any) -> dict[str, Any]:
         record = self._desk.shelf.journal.write(event, attempt=self._attempt, **fields)
         self._desk.shelf.voice.record(record)
         return record
+
+
+def _failure(message: Message) -> Failure | None:
+    """The exception that an interpreter tells of at its end."""
+    name = str(message.get("exception") or "")
+    if not name:
+        return None
+    bases, number = message.get("bases"), message.get("errno")
+    return Failure(
+        name=name,
+        bases=frozenset(map(str, bases)) if isinstance(bases, list) else frozenset(),
+        message=str(message.get("message", "")),
+        where=str(message.get("where", "")),
+        errno=number if type(number) is int else 0,
+    )
 
 
 def _where(epoch: int, batch: int, epochs: int) -> str:
@@ -353,6 +406,9 @@ _HANDLERS: dict[str, Callable[[Dialogue, Connection, Message], None]] = {
     "saved": Dialogue._saved,
     "unsaved": Dialogue._unsaved,
     "leave": Dialogue._leave,
+    "nan": Dialogue._nan,
+    "temporary": Dialogue._temporary,
     "note": Dialogue._note,
     "stop": Dialogue._stop,
+    "rehearse": Dialogue._rehearse,
 }

@@ -116,6 +116,7 @@ def as_json(standing: Standing) -> dict[str, Any]:
         "commit_failed": standing.commit_failed,
         "checkpointing": costs.as_json(live, running=running),
         "goodput": accounts.goodput,
+        "clock": list(accounts.clock_flags),
         "pid": standing.owner.pid if standing.owner and running else None,
         "child_pid": standing.child_pid,
         "store": str(standing.directory.parent),
@@ -155,6 +156,7 @@ def as_text(standing: Standing) -> str:
     goodput = facts["goodput"]
     share = "" if goodput is None else f", goodput {goodput:.0%}"
     lines.append(f"work       {facts['steps_executed']} steps executed, {facts['lost_steps']} lost{share}")
+    lines += [f"clock      {flag}" for flag in facts["clock"]]
     if facts["pid"]:
         lines.append(f"processes  parent {facts['pid']}, child {facts['child_pid']}")
     return "\n".join([*lines, "attempts", *_attempt_lines(facts["attempts"])])
