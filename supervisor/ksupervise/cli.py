@@ -16,7 +16,7 @@ from ksupervise import __version__
 from ksupervise.errors import EXIT_INTERRUPTED, KsuperviseError, RunNotFound, UsageError
 
 _KEEP = ("keep", "keep_best", "keep_every", "keep_bytes")
-_LATER = ("watch", "export", "report", "rehearse", "doctor", "unit")
+_LATER = ("watch", "export", "report", "unit")
 
 _RUN_OPTIONS = [
     click.option("--name", metavar="NAME", help="The run's name (default: from the script and its arguments)."),
@@ -234,6 +234,84 @@ def verify(ctx: click.Context, run: str | None, store: str | None, as_json: bool
     if note:
         _complain(note)
     if code := report.exit_code(findings):
+        raise SystemExit(code)
+
+
+@front.command(
+    context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False},
+    options_metavar="[--store DIR] [--json]",
+)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@_store_option
+@click.pass_context
+def doctor(ctx: click.Context, command: tuple[str, ...], store: str | None, as_json: bool) -> None:
+    """What this machine, interpreter, Keras and store allow.
+
+    Tries it out, and runs nothing of COMMAND but its interpreter (default: the `python` on PATH). Exit 1 if something
+    is in the way of a resumable run.
+    """
+    import shutil
+
+    from ksupervise import settings
+    from ksupervise.parent.doctor.examine import examine
+    from ksupervise.report import doctor as report
+
+    chosen = settings.load({**ctx.obj, "replica": None, "store": store or ctx.obj.get("store")})
+    say = _complain if sys.stderr.isatty() else lambda text: None
+    found = report.rows(examine(command or ("python",), chosen, say=say))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
+    click.echo(json.dumps(report.as_json(found)) if as_json else report.as_text(found, width))
+    if code := report.exit_code(found):
+        raise SystemExit(code)
+
+
+class _Rehearse(click.Command):
+    """What stands behind `--` is the user's command, whatever it looks like."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take it away before the options are parsed."""
+        if "--" in args:
+            cut = args.index("--")
+            ctx.meta["command"], args = args[cut + 1 :], args[:cut]
+        return super().parse_args(ctx, args)
+
+
+@front.command(cls=_Rehearse, options_metavar="[OPTIONS]", epilog="Exit codes: 0 survived, 1 not, 2 nothing was done.")
+@click.argument("what", type=click.Choice(["preempt", "crash", "hang", "oom", "lost", "disk-full"]))
+@click.argument("run", required=False, metavar="[RUN | -- COMMAND [ARGS]...]")
+@click.option("--wait", metavar="DUR", default="5m", help="For each next thing at most (default 5m).")
+@click.option("--yes", is_flag=True, help="preempt, lost: somebody calls the run again when its parent is gone.")
+@click.option("--keep", is_flag=True, help="Leave the run that was made for it.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@_store_option
+@click.pass_context
+def rehearse(
+    ctx: click.Context, what: str, run: str | None, wait: str, yes: bool, keep: bool, as_json: bool, store: str | None
+) -> None:
+    """Practise a disaster on your own script, and say what survived.
+
+    On a run that is going on, or on a new one of COMMAND, which lives in a temporary store and is stopped and removed
+    afterwards. The script runs for real: what it writes elsewhere is written.
+    """
+    from ksupervise import settings
+    from ksupervise.parent import rehearse as practice
+    from ksupervise.report import rehearsal as report
+
+    seconds = settings.duration("--wait", wait)
+    command = ctx.meta.get("command")
+    if command is None:
+        if keep:
+            raise UsageError("--keep is for a run that is made for the rehearsal: ksupervise rehearse WHAT -- COMMAND")
+        found = practice.on_running(_directory(ctx, run, store), what, wait=seconds, yes=yes, say=_complain)
+    else:
+        if run is not None or not command:
+            raise UsageError("give either RUN, or -- and the command of a new run")
+        place = store or ctx.obj.get("store")
+        where = Path(place).expanduser() if place else None
+        found = practice.on_new(what, command, store=where, wait=seconds, keep=keep, say=_complain)
+    click.echo(json.dumps(report.as_json(found)) if as_json else report.as_text(found))
+    if code := report.exit_code(found):
         raise SystemExit(code)
 
 

@@ -1,0 +1,1 @@
+"""`ksupervise doctor`: what is tried out on this machine, each thing bounded in time."""
