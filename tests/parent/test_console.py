@@ -310,3 +310,22 @@ def test_a_full_disk_costs_the_log_and_no_more() -> None:
     file.write(b"lost too")
     file.close()
     assert file.failed is not None
+
+
+def test_a_long_log_goes_on_in_a_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LogFile, "ROTATE_AT", 20)
+    log = LogFile(tmp_path / "output.log")
+    for word in ("one", "two", "three", "four", "five"):
+        log.write(f"line {word}\n".encode())
+    log.close()
+    assert (tmp_path / "output.log.1").read_text() == "line one\nline two\nline three\n"
+    assert (tmp_path / "output.log").read_text() == "line four\nline five\n"
+    assert log.tail.endswith("line four\nline five\n")
+
+
+def test_what_is_remembered_is_the_last_of_it(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "output.log")
+    log.write(b"x" * 200_000 + b"\nthe end, unfinished")
+    assert len(log.tail) == LogFile.TAIL
+    assert log.tail.endswith("x\nthe end, unfinished")
+    log.close()

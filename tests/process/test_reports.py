@@ -332,3 +332,9 @@ def test_why_each_checkpoint_is_kept(place: Place) -> None:
         journal.write(json.dumps({"event": "supervised", "at": 0.0, "retention": {"of": "another version"}}) + "\n")
     assert kept("--keep", "1", "--keep-every", "2")[1] == ["every 2 epochs"]
     assert kept("--keep", "5")[3] == ["newest"]
+
+
+def test_a_log_that_went_on_in_a_new_file_is_shown_whole(place: Place) -> None:
+    assert place.run(*place.script("print('the end')")).code == 0
+    (place.run_dir / "attempts" / "001" / "output.log.1").write_text("the beginning\n")
+    assert place.report("logs").out == b"the beginning\nthe end\n"

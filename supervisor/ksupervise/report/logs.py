@@ -14,9 +14,11 @@ def write_log(directory: Path, attempt: int | None, *, events: bool) -> None:
     """Copy the log of `attempt` (None: the latest), or with `events` the journal, to stdout."""
     layout = RunLayout(directory)
     path = Path(layout.journal) if events else _log(layout, attempt)
+    older = Path(f"{path}.1")  # a long log goes on in a new file
     try:
-        with open(path, "rb") as stream:
-            shutil.copyfileobj(stream, sys.stdout.buffer)
+        for part in (older, path) if older.is_file() else (path,):
+            with open(part, "rb") as stream:
+                shutil.copyfileobj(stream, sys.stdout.buffer)
     except FileNotFoundError:
         raise RunNotFound(f"there is no log at {path}") from None
     sys.stdout.buffer.flush()
