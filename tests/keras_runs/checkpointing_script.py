@@ -38,7 +38,7 @@ class Fate(keras.callbacks.Callback):
 
     def __init__(self) -> None:
         super().__init__()
-        self.steps = self.staged = 0
+        self.steps = self.staged = self.settled = 0
         live = RUN / "attempts" / "001" / "live"
         self.page = np.memmap(live, dtype="uint64", mode="r+", shape=(512,)) if FIRST else np.zeros(512, "uint64")
 
@@ -75,8 +75,13 @@ class Fate(keras.callbacks.Callback):
         return 0 < max(committed(), default=0) < staged
 
     def hopeless(self) -> None:
-        """A notice, and a commit would take longer than there is time."""
-        if self.steps > self.page[24] + 5 > 5 and committed():
+        """A notice, and a commit would take longer than there is time.
+
+        Not while one is under way: at its end the parent writes how long it really took.
+        """
+        staged = int(self.page[24])
+        self.settled = self.settled + 1 if 0 < staged <= max(committed(), default=0) else 0
+        if self.settled > 25 and self.steps > staged + 5:
             self.page.view("float64")[4] = 1000.0
             os.kill(os.getpid(), signal.SIGTERM)
 

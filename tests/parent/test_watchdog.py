@@ -266,6 +266,7 @@ def test_one_that_was_stopped_is_named_without_its_stacks(child: Child, clock: C
     """It cannot write them; it is not waited for long."""
     child.trains()
     child.process.send_signal(signal.SIGSTOP)
+    await_state(child.process.pid, "T")
     words = looked(child.watched(), clock, 20.0)
     assert words.endswith("(10 s are allowed: the shortest limit); stopped by a signal (state T)"), words
     assert child.asked == 1

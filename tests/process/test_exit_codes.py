@@ -199,7 +199,7 @@ def test_usage_errors_from_outside(place: Place, words: list[str]) -> None:
     assert not place.store.exists()
 
 
-@pytest.mark.parametrize("word", ["watch", "export", "report", "rehearse", "doctor", "unit"])
+@pytest.mark.parametrize("word", ["watch", "export", "report", "unit"])
 def test_sub_commands_to_come_are_reserved(word: str) -> None:
     done = call(word, "--x")
     assert done.code == 2
