@@ -28,16 +28,20 @@ LEARNED = {Doing.TRAINING: "step", Doing.VALIDATING: "test_batch", Doing.BETWEEN
         (Doing.BETWEEN, 1800),
         (Doing.VALIDATING, 1800),
         (Doing.STAGING, 600),
-        (Doing.OUTSIDE, 3600),
     ],
 )
 def test_what_was_never_seen_is_given_long(doing: Doing, seconds: float) -> None:
     found = limit(doing, Slowest(), DEFAULT)
     assert found.idle == seconds
     assert limit(doing, Slowest(), Patience(floor=9000)).idle == 9000, "but never less than the floor"
-    outside = doing in (Doing.STARTING, Doing.OUTSIDE)
-    assert found.busy == (math.inf if outside else max(1800, 6 * seconds))
-    assert found.reason == ("outside fit" if outside else "nothing was seen yet to learn from")
+    starting = doing is Doing.STARTING
+    assert found.busy == (math.inf if starting else max(1800, 6 * seconds))
+    assert found.reason == ("outside fit" if starting else "nothing was seen yet to learn from")
+
+
+def test_one_that_has_trained_may_serve_or_wait_as_long_as_it_likes() -> None:
+    for patience in (DEFAULT, FIXED, Patience(fixed=5000.0)):
+        assert limit(Doing.OUTSIDE, Slowest(1.0, 1.0, 1.0, 1.0), patience).idle == math.inf
 
 
 @pytest.mark.parametrize(
@@ -76,7 +80,7 @@ def test_what_the_user_gave_holds_once_the_training_runs_whatever_was_learned() 
         assert limit(doing, Slowest(step=9.0, test_batch=9.0), FIXED) == Limit(20.0, 20.0, "--stall")
 
 
-@pytest.mark.parametrize("doing", [each for each in Doing if each not in GIVEN])
+@pytest.mark.parametrize("doing", [each for each in Doing if each not in GIVEN and each is not Doing.OUTSIDE])
 def test_elsewhere_what_the_user_gave_only_makes_the_limit_longer(doing: Doing) -> None:
     assert limit(doing, Slowest(), FIXED) == limit(doing, Slowest(), DEFAULT)
     longer = limit(doing, Slowest(), Patience(fixed=5000.0))

@@ -326,10 +326,9 @@ def test_a_batch_of_a_validation_that_never_ends_is_named(child: Child, clock: C
         (PHASE_TRAIN, {}, 1800, "s in the first step, which is compiled (1800 s are allowed: nothing was seen yet"),
         (PHASE_STAGE, {}, 600, "s while the state was staged (600 s are allowed"),
         (PHASE_BETWEEN, {"slowest_between": 20.0}, 100, "s at an epoch's end (100 s are allowed: 5 times the slowest"),
-        (PHASE_OUTSIDE, {}, 3600, "s outside fit (3600 s are allowed: outside fit)"),
         (PHASE_OUTSIDE, {"fit": 0}, 3600, "s before the first fit (3600 s are allowed: outside fit)"),
     ],
-    ids=["first step", "staging", "between epochs", "outside", "starting"],
+    ids=["first step", "staging", "between epochs", "starting"],
 )
 def test_each_doing_has_its_own_limit(
     child: Child, clock: Clock, phase: int, fields: dict[str, float], seconds: float, words: str

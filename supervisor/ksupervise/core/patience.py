@@ -20,7 +20,7 @@ _VALIDATION = 7200.0  # seconds for the whole of the first validation
 _VALIDATION_FLOOR = 600.0
 _BETWEEN = 1800.0  # seconds for callbacks at an epoch's end, until one was seen
 _STAGE = 600.0
-_OUTSIDE = 3600.0  # seconds before, between and after fits: there the script may do anything
+_STARTING = 3600.0  # seconds before the first fit: there the script may do anything
 _BUSY = 6.0  # times longer for who is busy
 _BUSY_FLOOR = 1800.0  # and at least so many seconds
 DEFAULT_FLOOR = 300.0  # seconds; below it no limit is learned: storage may be away for a while
@@ -89,6 +89,8 @@ def limit(doing: Doing, seen: Slowest, patience: Patience) -> Limit:
     """How long the trainer may be silent where it is."""
     if patience.fixed is not None:
         return _fixed(doing, patience.fixed)
+    if doing is Doing.OUTSIDE:  # it has trained, and may serve now, or wait for somebody
+        return Limit(math.inf, math.inf, "outside fit")
     learned = {
         Doing.TRAINING: ("the slowest step", seen.step),
         Doing.VALIDATING: ("the slowest batch", seen.test_batch),
@@ -101,7 +103,7 @@ def limit(doing: Doing, seen: Slowest, patience: Patience) -> Limit:
         reason = times if idle > patience.floor else "the shortest limit"
     else:
         idle, reason = max(patience.floor, _GUESSES[doing]), "nothing was seen yet to learn from"
-    if doing in (Doing.STARTING, Doing.OUTSIDE):  # a script that works may work as long as it likes
+    if doing is Doing.STARTING:  # a script that works may work as long as it likes
         return Limit(idle, math.inf, "outside fit")
     return Limit(idle, max(_BUSY_FLOOR, _BUSY * idle), reason)
 
@@ -129,11 +131,10 @@ def _seconds(seconds: float) -> str:
 
 _LEARNED = {Doing.TRAINING: "step", Doing.VALIDATING: "test_batch", Doing.BETWEEN: "between"}
 _GUESSES = {
-    Doing.STARTING: _OUTSIDE,
+    Doing.STARTING: _STARTING,
     Doing.FIRST: _UNLEARNED,
     Doing.TRAINING: _UNLEARNED,
     Doing.BETWEEN: _BETWEEN,
     Doing.VALIDATING: _UNLEARNED,
     Doing.STAGING: _STAGE,
-    Doing.OUTSIDE: _OUTSIDE,
 }

@@ -31,7 +31,7 @@ Record = Callable[..., None]
 
 
 class Lookout:
-    """Of one parent. Everything but `_hear` runs on the loop's thread.
+    """Of one parent. Everything but `_least_room` runs on the loop's thread.
 
     Attributes:
         oom: the machine's counters of its out-of-memory killer.
