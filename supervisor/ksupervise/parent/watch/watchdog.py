@@ -68,8 +68,7 @@ class Watchdog:
         seen = self.slowest[fit] = self.slowest.get(fit, Slowest()).with_other(_slowest(control))
         if doing is Doing.STARTING and not keras:
             return ""  # any program: nobody knows what silence means there
-        # A stage is a sign of life, too: what came before it must not be held against what comes after.
-        since = max(self._from, control["beat"], control["phase_since"], control["staged_at"])
+        since = max(self._from, control["beat"], control["phase_since"])
         allowed = limit(doing, seen, self._patience)
         silence = now - since
         if doing is Doing.VALIDATING and silence <= allowed.idle:
