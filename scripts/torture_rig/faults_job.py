@@ -109,6 +109,11 @@ def training_data(x, y):
             word = str(acts.FOLDER / "word")
             return {"x": data.map(lambda a, b: (a * tf.strings.to_number(tf.io.read_file(word)), b))}
         return {"x": data.map(lambda a, b: (tf.ensure_shape(tf.py_function(look, [a], tf.float32), (32, 64)), b))}
+    if DATA == "untuned":
+        # An iterator's end waits, now and then, for its autotuning thread, which sleeps up to as long as it has lived.
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        return {"x": tf.data.Dataset.from_tensor_slices((x, y)).shuffle(1280).batch(32).with_options(options)}
     return {"x": x, "y": y, "batch_size": 32}
 
 

@@ -252,7 +252,7 @@ FAULTS: tuple[Fault, ...] = (
     _no_stall("pdb", "debug", outside="answer", places=(STEP,), console="a debugger holds it"),
     _no_stall("suspended", outside="suspend", places=(STEP, TEST)),
     # `--stall 4s` means what it says from the first step on: there it would be a stall.
-    _no_stall("slow_callback", "compute", places=(EPOCH_END,), options=(AUTO,)),
+    _no_stall("slow_callback", "compute", data="untuned", places=(EPOCH_END,), options=(AUTO,)),
     # Who is above
     _once("parent_killed", "parent_lost", outside="kill_parent", lives=(None, 0), warm=False, detects=False),
     _once("both_killed", "parent_lost", outside="kill_both", lives=(None, 0), lost="commit", detects=False),

@@ -68,7 +68,9 @@ class Watchdog:
         seen = self.slowest[fit] = self.slowest.get(fit, Slowest()).with_other(_slowest(control))
         if doing is Doing.STARTING and not keras:
             return ""  # any program: nobody knows what silence means there
-        since = max(self._from, control["beat"], control["phase_since"])
+        # A stage is a sign of life, too, and the witness begins anew there: what came before must not be held against
+        # an idle moment behind it. TensorFlow waits there, at times for seconds, for an old iterator's autotuning.
+        since = max(self._from, control["beat"], control["phase_since"], control["staged_at"])
         allowed = limit(doing, seen, self._patience)
         silence = now - since
         if doing is Doing.VALIDATING and silence <= allowed.idle:
