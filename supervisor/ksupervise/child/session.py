@@ -92,6 +92,7 @@ class Session:
         slots = [Slot(one, on_disk=on_disk), Slot(other, on_disk=on_disk)]
         self.told: set[str] = set()
         self._temporary: list[str] = []  # what was told of
+        self._modules = 0  # how many there were then
         next_seq = int(link.grant["next_seq"])
         self.stager = Stager(
             link,
@@ -158,6 +159,9 @@ class Session:
 
     def tell_temporary(self) -> None:
         """Name the files that a kill would leave behind: the parent removes them then."""
+        if len(sys.modules) == self._modules:
+            return  # each is a module; to look through thousands at every epoch's end would be felt
+        self._modules = len(sys.modules)
         found = temporary.files()
         if found != self._temporary:
             self._temporary = found

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-SHORTEST = 1.0  # seconds between two stages, whatever they cost: fewer would save less work than a relaunch takes
+SHORTEST = 2.0  # seconds between two stages, whatever they cost: a relaunch takes longer than that in any case
 _BUSY = 1.2  # an interval is at least this many times what it is spent on
 _PRIOR_MTTF = 7200.0  # seconds: one interruption in two hours is what spot machines and Colab do
 _MOST_ANNOUNCED = 0.9  # share: some machine always goes without a word

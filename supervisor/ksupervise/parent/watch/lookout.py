@@ -24,6 +24,7 @@ from ksupervise.store import CheckpointStore
 
 _MARGIN = 2.0  # seconds before an announced end by which we want to be gone
 _ROOM_FOR = 2  # checkpoints that the disk should have room for
+_PAUSE = 0.5  # seconds between two looks: the loop turns with every piece of output
 _SUSPENDED = 60.0  # seconds of sleep that are worth a word
 
 Post = Callable[[Event], None]
@@ -56,6 +57,7 @@ class Lookout:
         self._call_soon = call_soon
         self._record = record
         self._voice = voice
+        self._looked = 0.0
         self._slowest: dict[int, Slowest] = {}
         self._watchdog: Watchdog | None = None
         self._asleep = host.clock() - time.monotonic()
@@ -103,7 +105,11 @@ class Lookout:
         return self._settings.deadline - self._settings.grace - settings.now()
 
     def look(self, attempt: Attempt | None, *, stopping: bool) -> None:
-        """Look at everything, once."""
+        """Look at everything, unless that was just done."""
+        now = time.monotonic()
+        if now - self._looked < _PAUSE and self.due() > 0:
+            return
+        self._looked = now
         self._note_sleep()
         if attempt is not None:
             self._note_memory(attempt)
