@@ -27,15 +27,22 @@ MAY_IMPORT = {
     "store": {"store", "errors"},
     "settings": {"errors"},
     "notices": {"notices"},
+    "replicas": {"replicas", "store", "errors"},
     "child": {"child", "wire", "store", "errors", "__init__"},
-    "parent": {"parent", "core", "store", "wire", "settings", "errors", "notices", "__init__"},
+    "parent": {"parent", "core", "store", "wire", "settings", "errors", "notices", "replicas", "__init__"},
     "report": {"report", "parent", "core", "store", "wire", "errors"},
     "cli": {"settings", "errors", "parent", "report", "__init__"},
     "__main__": {"cli", "__init__"},
     "__init__": set[str](),
 }
 # Who may import what is not in the standard library.
-THIRD_PARTIES = {"click": {"cli"}, "psutil": {"parent"}, "tenacity": {"parent", "notices"}, "tomli": {"settings"}}
+THIRD_PARTIES = {
+    "click": {"cli"},
+    "psutil": {"parent"},
+    "tenacity": {"parent", "notices", "replicas"},
+    "obstore": {"replicas"},
+    "tomli": {"settings"},
+}
 # What the user's own Keras brings; the child imports it when it is there, never before.
 USERS_OWN = {"numpy", "keras", "tensorflow", "tf_keras", "ml_dtypes"}
 # What would make core's answers depend on anything but its arguments.

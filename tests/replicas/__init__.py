@@ -1,0 +1,1 @@
+"""Tests of the replicas: real servers on loopback, real mounts, no sleeping."""
