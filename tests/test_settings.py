@@ -27,6 +27,10 @@ def one(name: str, value: Any) -> Any:
     return getattr(load({name: value}, {}), name.removesuffix("_exit"))
 
 
+def test_a_relative_replica_is_where_it_was_named() -> None:
+    assert one("replica", "runs") == (str(Path.cwd() / "runs"),)
+
+
 # Values -------------------------------------------------------------------------------------------
 
 
@@ -45,6 +49,11 @@ def test_durations_read_as_people_write_them(text: str, seconds: float) -> None:
         ("name", "run_1.2-b", "run_1.2-b"),
         ("store", "runs", Path("runs")),
         ("store", "~/runs", Path.home() / "runs"),
+        ("replica", "/mnt/My Drive/model", ("/mnt/My Drive/model",)),
+        ("replica", ("s3://bucket/runs", "/a", "/a"), ("s3://bucket/runs", "/a")),
+        ("replica", "gs://bucket; /a ;", ("gs://bucket", "/a")),
+        ("replica_keep", "5", 5),
+        ("replica_rate", "20MB", 20_000_000),
         ("overhead", "1", 0.01),
         ("overhead", "0.5%", 0.005),
         ("keep", "7", 7),
@@ -91,6 +100,9 @@ def test_good_values(name: str, value: Any, read: Any) -> None:
 BAD = {
     "name": ["", ".hidden", "a/b", "a b", "x" * 101, "..", "größe"],
     "store": ["", "~nobody-of-that-name/runs"],
+    "replica": ["ftp://host/x", "s3://", "~nobody-of-that-name/runs", "s3:///"],
+    "replica_keep": ["0", "-1", "many", ""],
+    "replica_rate": ["0MB", "", "20", "fast"],
     "every": ["", "5", "0s", "-5s", "5 m", "five", "s", "1e3s", "9" * 400 + "s", "5q"],
     "overhead": ["0", "-1", "101", "nan", "inf", "much", ""],
     "keep": ["0", "-1", "2.5", "many", "", "9" * 5000],
@@ -106,6 +118,7 @@ BAD = {
     "always_retry_exit": ["", "many"],
     "seed": ["-1", str(2**32), "9" * 5000, "x", ""],
     "quiet": ["maybe"],
+    "standby": ["maybe"],
     "retry": ["2"],
     "json_log": ["json"],
 }

@@ -1,7 +1,9 @@
-"""From the child's death to its successor's exec, and where the time goes.
+"""From the child's death to its successor's first step, and where the time goes.
 
 The killer notes when it kills, and waits on a pidfd of its own: nobody can know earlier. The parent runs with a
-stopwatch around its loop (`workloads/watched.py`), the child says when its first line ran.
+stopwatch around its loop (`workloads/watched.py`), the child says when its first line ran, when Keras was imported and
+when its first step was trained (`workloads/phases.py`): cold, with `--standby`, and in a shell loop with Keras'
+BackupAndRestore, beside the start of the script alone.
 """
 
 from __future__ import annotations
@@ -11,15 +13,17 @@ import os
 import random
 import select
 import signal
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import WORKLOADS, Report, ended, environment, journal, tell, wait_for
+from measure import EXAMPLES, WORKLOADS, Report, ended, environment, journal, ksupervise, tell, wait_for
 
 Ready = Callable[[list[dict[str, Any]], int], bool]  # journal, attempt → it may be killed
 POLL = 0.1  # seconds; what a supervisor without pidfd commonly sleeps
@@ -53,6 +57,7 @@ def run(report: Report, folder: Path, *, quick: bool, random: random.Random) -> 
     keras = _keras(folder / "keras", kills + 1, random)
     _enter(report, "Keras child, 30 MB staged", keras[1:], beyond=True)
     report.raw["keras_first"] = vars(keras[0])
+    _to_first_step(report, folder, 2 if quick else 6)
 
 
 def _enter(report: Report, name: str, deaths: Sequence[Death], *, beyond: bool = False) -> None:
@@ -163,3 +168,109 @@ def _death(folder: Path, marks: Path, attempt: int, killed: float, dead: float) 
         started=float((folder / f"started-{attempt + 1}").read_text()) - killed,
         backoff=backoff,
     )
+
+
+LONG = ("--epochs", "100000", "--batch-size", "8")  # so that EarlyStopping does not end it while it is measured
+STAGES = ("started", "imported", "first step begins", "first step")
+
+
+def _to_first_step(report: Report, folder: Path, kills: int) -> None:
+    """The digits example: how long until it trains, alone, and after a kill in mid-training."""
+    tell("digits example: the script alone")
+    alone = [_alone(folder / f"alone{number}") for number in range(kills + 1)][
+        1:
+    ]  # the first one fills the disk's cache
+    cold_start = statistics.median(alone)
+    report.add("digits example alone: exec → first step", "ms", [1000 * value for value in alone])
+    ours = [ksupervise(), "--every", "2s"]
+    ways: dict[str, tuple[list[str], str, float | None]] = {
+        "shell loop and BackupAndRestore": (["sh", "-c", 'while ! "$@"; do :; done', "loop"], "digits_backup.py", None),
+        "ksupervise": (ours, "", 1.1),
+        "ksupervise --standby": ([*ours, "--standby"], "", 0.5),
+    }
+    for number, (way, (front, script, bound)) in enumerate(ways.items()):
+        tell(f"digits example: {way}")
+        path = WORKLOADS / script if script else EXAMPLES / "digits_cnn.py"
+        lives = _lives(folder / f"way{number}", front, path, kills, warm="--standby" in front)
+        _enter_lives(report, way, lives, cold_start, bound)
+
+
+def _enter_lives(
+    report: Report, way: str, lives: Sequence[dict[str, float]], cold_start: float, bound: float | None
+) -> None:
+    def add(what: str, values: Sequence[float]) -> None:
+        report.add(what, "ms", [1000 * value for value in values])
+
+    add(f"{way}: kill → first step", [life["first step"] for life in lives])
+    before = ""
+    for stage in (*(("noticed", "launched") if "launched" in lives[0] else ()), *STAGES):
+        add(f"  {before or 'kill'} → {stage}", [life[stage] - (life[before] if before else 0) for life in lives])
+        before = stage
+    ratios = [life["first step"] / cold_start for life in lives]
+    report.add("  ÷ the script alone", "", ratios, None if bound is None else ("≤", bound))
+    report.raw[way] = list(lives)
+
+
+def _alone(folder: Path) -> float:
+    """Seconds from the script's exec to the end of its first step."""
+    folder.mkdir()
+    marks = folder / "marks.jsonl"
+    began = time.monotonic()
+    with _started([], EXAMPLES / "digits_cnn.py", folder) as process:
+        wait_for(lambda: _marked(marks, "first step", 1), process)
+        process.kill()
+    return float(_marked(marks, "first step", 1)["at"]) - began
+
+
+def _lives(folder: Path, front: list[str], script: Path, kills: int, *, warm: bool) -> list[dict[str, float]]:
+    """What followed each kill, in seconds after it. A kill waits for something to go back to, and for the standby."""
+    folder.mkdir()
+    marks = folder / "marks.jsonl"
+    found = []
+    with _started(front, script, folder) as process:
+        for life in range(1, kills + 1):
+            pid = wait_for(lambda n=life: _marked(marks, "third step", n), process)["pid"]  # type: ignore[misc]
+            wait_for(lambda n=life: _may_be_killed(folder, n, warm=warm), process)  # type: ignore[misc]
+            killed = time.monotonic()
+            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda n=life: _marked(marks, "third step", n + 1), process)  # type: ignore[misc]
+            times = {stage: _marked(marks, stage, life + 1)["at"] - killed for stage in STAGES}
+            for event, stage in (("attempt_ended", "noticed"), ("launched", "launched")):
+                for record in journal(folder):
+                    number = record.get("attempt") if event == "launched" else record.get("attempt", 0) + 1
+                    if record["event"] == event and number == life + 1:
+                        times[stage] = record["mono"] - killed
+            found.append(times)
+        process.send_signal(signal.SIGTERM if front and "sh" not in front else signal.SIGKILL)
+        if "sh" in front:
+            os.kill(_marked(marks, "third step", kills + 1)["pid"], signal.SIGKILL)
+    return found
+
+
+def _may_be_killed(folder: Path, life: int, *, warm: bool) -> bool:
+    records = journal(folder)
+    if not records:  # the shell loop: not in the middle of a save, from which BackupAndRestore cannot come back
+        saves = list((folder / "out" / "backup").glob("*"))
+        return len(saves) > 1 and 0.2 < time.time() - max(save.stat().st_mtime for save in saves) < 0.6
+    saved = any(record["event"] == "committed" and record["attempt"] == life for record in records)
+    ready = any(
+        record["event"] == "standby" and record["what"] == "warm" and record["next"] == life + 1 for record in records
+    )
+    return saved and (ready or not warm)
+
+
+def _started(front: list[str], script: Path, folder: Path) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    command = [*front, sys.executable, str(WORKLOADS / "phases.py"), "marks.jsonl", str(script), *LONG]
+    with (folder / "output.txt").open("wb") as output:
+        return ended(
+            subprocess.Popen(
+                command, cwd=folder, env=environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
+        )
+
+
+def _marked(marks: Path, what: str, life: int) -> Any:
+    """The mark of that life, None as long as there is none."""
+    lines = marks.read_text().splitlines() if marks.exists() else []
+    found = [mark for mark in map(json.loads, lines) if mark["what"] == what]
+    return found[life - 1] if len(found) >= life else None

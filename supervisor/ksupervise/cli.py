@@ -21,7 +21,14 @@ _LATER = ("watch", "export", "report", "unit")
 _RUN_OPTIONS = [
     click.option("--name", metavar="NAME", help="The run's name (default: from the script and its arguments)."),
     click.option("--store", metavar="DIR", help="Where runs live (default ./.ksupervise)."),
-    click.option("--replica", metavar="DIR|URL", multiple=True, hidden=True),
+    click.option(
+        "--replica",
+        metavar="DIR|URL",
+        multiple=True,
+        help="Copy checkpoints there, too (a folder, s3://, gs://, az://); repeatable.",
+    ),
+    click.option("--replica-keep", metavar="N", help="Newest checkpoints kept in each replica (default 2)."),
+    click.option("--replica-rate", metavar="SIZE", help="Bytes a second a replica may be sent (20MB; default all)."),
     click.option("--every", metavar="DUR", help="A checkpoint at least this often (default 5m)."),
     click.option("--overhead", metavar="PCT", help="Share of time checkpoints may cost (default 1)."),
     click.option("--keep", metavar="N", help="Newest checkpoints kept (default 3)."),
@@ -42,6 +49,7 @@ _RUN_OPTIONS = [
     click.option("--fresh", is_flag=True, default=None, help="Archive what the run has and begin anew."),
     click.option("--retry", is_flag=True, default=None, help="Go on with a run that failed or was stopped."),
     click.option("--seed", metavar="N", help="Also call keras.utils.set_random_seed(N) in the script."),
+    click.option("--standby", is_flag=True, default=None, help="Keep a warm interpreter for the next attempt."),
     click.option("--quiet", is_flag=True, default=None, help="Say only what needs attention."),
     click.option("--json-log", is_flag=True, default=None, help="Say it as JSON lines."),
 ]
@@ -136,8 +144,7 @@ def run_command(ctx: click.Context, /, command: tuple[str, ...], **flags: Any) -
     if not command:
         raise UsageError("no command to supervise was given")
     given = {**ctx.obj, **{name: value for name, value in flags.items() if value not in (None, ())}}
-    if given.pop("replica", ()):
-        raise UsageError("--replica is not in this version")
+    given["replica"] = given.get("replica") or None  # click's empty tuple: it was not given
     from ksupervise.parent.supervise import supervise
 
     raise SystemExit(supervise(given, list(command)))

@@ -31,6 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "grace": "30s",
     "stall": "auto",
     "notice": "auto",
+    "replica_keep": "2",
 }
 
 
@@ -56,6 +57,9 @@ class Settings:
     Attributes:
         name: the run's name, None for the default one.
         store: the directory where runs live.
+        replica: directories (absolute) and URLs that committed checkpoints are copied to.
+        replica_keep: newest checkpoints kept in each of them.
+        replica_rate: bytes a second that a copy may take of the network, None for no cap.
         every: a checkpoint at least this often.
         overhead: share of the training's time that checkpoints may cost, 0..1.
         keep: newest checkpoints kept.
@@ -68,11 +72,15 @@ class Settings:
         stall: what counts as one.
         deadline: second of `now()` at which the run must have left, None for none.
         notice: who is listened to: off, auto, aws, gcp, azure, file:PATH.
+        standby: an interpreter that has imported what the script imports waits to be the next attempt.
         seed: for `keras.utils.set_random_seed`, None to leave the script's randomness alone.
     """
 
     name: str | None = None
     store: Path = Path(".ksupervise")
+    replica: tuple[str, ...] = ()
+    replica_keep: int = 2
+    replica_rate: int | None = None
     every: float = 300.0
     overhead: float = 0.01
     keep: int = 3
@@ -89,6 +97,7 @@ class Settings:
     fresh: bool = False
     retry: bool = False
     seed: int | None = None
+    standby: bool = False
     quiet: bool = False
     json_log: bool = False
 
@@ -342,9 +351,30 @@ def _path(name: str, value: Any) -> Path:
         raise _bad(name, value, "a directory") from None
 
 
+def _places(name: str, value: Any) -> tuple[str, ...]:
+    """Directories, made absolute, and URLs. In the environment they stand in one text, with semicolons between."""
+    parts = value.split(";") if isinstance(value, str) else list(value)
+    return tuple(dict.fromkeys(_place(name, part) for part in parts if str(part).strip()))
+
+
+def _place(name: str, value: Any) -> str:
+    text = str(value).strip()
+    scheme, colon, rest = text.partition("://")
+    if not colon:
+        return str(_path(name, text).absolute())
+    if scheme not in _SCHEMES or not rest.strip("/"):
+        raise _bad(name, value, f"a directory, or a URL that begins with {'://, '.join(_SCHEMES)}://")
+    return text
+
+
+_SCHEMES = ("s3", "gs", "az", "file")
+
 _READERS: dict[str, Any] = {
     "name": _name,
     "store": _path,
+    "replica": _places,
+    "replica_keep": _count,
+    "replica_rate": _size,
     "every": _positive_duration,
     "overhead": _percent,
     "keep": _count,
@@ -361,6 +391,7 @@ _READERS: dict[str, Any] = {
     "fresh": _flag,
     "retry": _flag,
     "seed": _seed,
+    "standby": _flag,
     "quiet": _flag,
     "json_log": _flag,
 }

@@ -29,6 +29,7 @@ ENV_LOCK_FD = "KSUPERVISE_LOCK_FD"  # the inherited copy of the run's lock
 ENV_BOOT = "KSUPERVISE_BOOT"  # the boot.zip that PYTHONPATH begins with
 ENV_SEED = "KSUPERVISE_SEED"  # for Keras; only with --seed
 ENV_STACKS = "KSUPERVISE_STACKS"  # the file that stacks are appended to, at a crash and when asked
+ENV_PRELOAD = "KSUPERVISE_PRELOAD"  # only with --standby: "record", or the descriptor at which a warm child waits
 ENV_PIN = "KSUPERVISE_PIN"  # the run's seed: what is drawn without one of the script's own comes from it
 
 # How the files are called that TensorFlow makes for itself and removes at an orderly end.

@@ -16,7 +16,7 @@ from ksupervise.store import RunLayout, StoreUnwritable
 from ksupervise.wire import Control
 
 
-def start(layout: RunLayout, lock: int, **how: bool) -> Attempt:
+def start(layout: RunLayout, lock: int, **how: Any) -> Attempt:
     seen: dict[str, Any] = {}
 
     def open_dialogue(number: int, control: Control, live_fd: int, outputs: Sequence[int]) -> Any:

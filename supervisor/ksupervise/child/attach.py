@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import FunctionType, ModuleType
 
+    from ksupervise.child.standby import Stash
+
+_PRELOAD = "KSUPERVISE_PRELOAD"
 HOOKED = "keras.src.callbacks.callback_list"
 _attached_pid = 0
 _address = ""  # the script may clear its environment
@@ -32,6 +35,8 @@ def attach() -> None:
     if _attached_pid == os.getpid() or not _address:
         return
     _attached_pid = os.getpid()
+    _run_seed = os.environ.get("KSUPERVISE_PIN", "")
+    stash = _imported_ahead()
     _guard_lock()
     version = ".".join(map(str, sys.version_info[:3]))
     stacks = _watch_for_crashes()
@@ -39,7 +44,6 @@ def attach() -> None:
         return  # no parent listens: an environment that outlived its run
     atexit.register(_say_goodbye)
     awaited: dict[str, Callable[[ModuleType], None]] = {}
-    _run_seed = os.environ.get("KSUPERVISE_PIN", "")
     if _run_seed:
         awaited = {"random": _pin, "numpy.random.mtrand": _pin}
     if os.environ.get("KSUPERVISE_SEED"):
@@ -47,8 +51,47 @@ def attach() -> None:
     awaited[HOOKED] = _install
     for name in [name for name in awaited if name in sys.modules]:
         awaited.pop(name)(sys.modules[name])  # a notebook's kernel, or a fork of a process that has imported it
+    finder = _Finder(awaited)
     if awaited:
-        sys.meta_path.insert(0, _Finder(awaited))
+        sys.meta_path.insert(0, finder)
+    if stash is not None:
+        awaited.pop("numpy.random.mtrand", None)  # pinned when it was imported
+        stash.imported = finder.imported
+        stash.standard_at_exit()
+        sys.meta_path.insert(0, stash)
+    elif os.environ.get(_PRELOAD) == "record":
+        _record()
+
+
+def _imported_ahead() -> Stash | None:
+    """With --standby: an interpreter that is to wait for its attempt does so here. What it imported meanwhile."""
+    if not os.environ.get(_PRELOAD, "").isdigit():
+        return None
+    from ksupervise.child import standby
+
+    awaited: dict[str, Callable[[ModuleType], None]] = {"": lambda module: None}  # never there: the finder stays
+    if _run_seed:
+        awaited["numpy.random.mtrand"] = _pin
+    if os.environ.get("KSUPERVISE_SEED"):
+        awaited["keras"] = _seed
+    finder = _Finder(awaited)
+    sys.meta_path.insert(0, finder)
+    try:
+        return standby.wait(tell, _run_seed)
+    finally:
+        sys.meta_path[:] = [each for each in sys.meta_path if each is not finder]
+
+
+def _record() -> None:
+    """With --standby: note what the script imports, if this is the process that the parent started."""
+    if os.getpid() != os.getsid(0) or not hasattr(sys, "stdlib_module_names"):
+        return
+    try:
+        from ksupervise.child import standby
+
+        standby.record(tell)
+    except Exception as error:
+        _note(f"what the script imports could not be noted: {error!r}")
 
 
 def tell(line: str) -> bool:
@@ -165,8 +208,9 @@ class _Finder:
         """
         if name not in self._awaited:
             return None
-        for finder in list(sys.meta_path):
-            find = None if finder is self else getattr(finder, "find_spec", None)
+        before = next((at for at, finder in enumerate(sys.meta_path) if finder is self), -1)
+        for finder in sys.meta_path[before + 1 :]:  # those before us were asked already
+            find = getattr(finder, "find_spec", None)
             spec: ModuleSpec | None = None if find is None else find(name, path, target)
             if spec is not None:
                 if spec.loader is not None:

@@ -37,9 +37,17 @@ def install(callback_list: ModuleType) -> str:
     return version
 
 
+def _stop_recording() -> None:
+    """With --standby: what the script imports from its first fit on is not imported ahead."""
+    standby = sys.modules.get("ksupervise.child.standby")
+    if standby is not None:
+        standby.stop_recording()
+
+
 def _train_begin(original: Method, make: Callable[[Fit], tuple[Any, Any]]) -> Method:
     def on_train_begin(self: Any, logs: Any = None) -> None:
         _take_out(self)
+        _stop_recording()
         fit = session.begin_fit(self, sys._getframe(1))
         if fit is None:
             original(self, logs)

@@ -94,6 +94,14 @@ def _own_stream(run_seed: str) -> bytes:
     return os.fsencode(f"{run_seed}\0{_count(program)}\0") + program
 
 
+def enter() -> int:
+    """Count this interpreter as one that draws, and return how many there were before it.
+
+    For one that was pinned before its attempt had a directory to be counted in.
+    """
+    return _count(os.fsencode("\0".join(sys.orig_argv[1:]))) if _stream else 0
+
+
 def _is_worker(words: Sequence[str]) -> bool:
     if "--multiprocessing-fork" in words:
         return True

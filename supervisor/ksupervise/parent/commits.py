@@ -34,7 +34,7 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Shelf:
-    """What commits work with; the same for all attempts of a parent."""
+    """What commits work with; the same for all attempts of a parent. `when_committed` is called after each."""
 
     holder: str
     retention: Retention
@@ -44,6 +44,7 @@ class Shelf:
     pacer: Pacer
     journal: Journal
     voice: Voice
+    when_committed: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ class Commits:
         self._write("committed", seq=seq, **dict(told["position"]), path=str(told["path"]))
         self._tell_recovered(int(told["position"]["step"]))
         self._make_room()
+        self._shelf.when_committed()
         self.when_settled()
 
     def unsaved(self, told: Message) -> None:
@@ -200,6 +202,7 @@ class Commits:
         self.when_settled()
         if found is not None:
             self._make_room()
+            self._shelf.when_committed()
 
     def _enter(self, staged: _Staged, made: Committed, seconds: float) -> None:
         pacer, path = self._shelf.pacer, made.checkpoint.path

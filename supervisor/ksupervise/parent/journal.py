@@ -86,3 +86,18 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(record, dict) and "event" in record:
             yield record
+
+
+def merge(path: Path, told: bytes) -> None:
+    """Append the lines of another machine's journal that this one lacks, in their order. Raises OSError."""
+    known = path.read_bytes().splitlines() if path.exists() else []
+    here = set(known)
+    lacking = [line for line in told.splitlines() if line.strip() and line not in here]
+    if lacking:
+        fd = os.open(path, _FLAGS, 0o600)
+        try:
+            with open(fd, "ab", closefd=False) as file:
+                file.write(b"".join(line + b"\n" for line in ([b""] if known else []) + lacking))
+            os.fsync(fd)
+        finally:
+            os.close(fd)

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ksupervise import wire
 from ksupervise.parent import run
@@ -23,6 +23,8 @@ from ksupervise.store import RunLayout, StoreUnwritable, write_fault
 
 LIVE = "live"  # the control page's name in the attempt's directory
 STACKS = "stacks.txt"  # what Python did when native code crashed, or when it hung
+COMPILED = "compiled"  # in the run's directory: what JAX has compiled, with --standby
+_JAX_CACHE = "JAX_COMPILATION_CACHE_DIR"
 _HASHES = "PYTHONHASHSEED"  # the order of sets of strings
 _HIGH_FD = 200  # inherited descriptors go where no script's own numbers are
 
@@ -45,6 +47,7 @@ class Attempt:
     oom_mark: dict[str, Any] = field(default_factory=dict)  # what the out-of-memory counters read at its launch
     launched: float = field(default_factory=time.monotonic)
     ended: bool = False  # noticed by SIGCHLD, where there is no pidfd
+    warm: bool = False  # its interpreter was started before it was needed
 
     @property
     def facts(self) -> Facts:
@@ -60,6 +63,24 @@ class Attempt:
             os.close(self.live_fd)
 
 
+class Warm(Protocol):
+    """An interpreter that waits."""
+
+    def release(self) -> Child | None:
+        """Have it begin its attempt. None if it cannot."""
+
+
+def stacks_of(layout: RunLayout, number: int) -> Path:
+    """Where the interpreters of attempt `number` write stacks."""
+    return Path(layout.attempt(number)) / STACKS
+
+
+def marks_of(number: int, lock_fd: int, stacks: Path | None) -> dict[str, str]:
+    """What the environment of attempt `number` has besides the run's."""
+    marks = {wire.ENV_ATTEMPT: str(number), wire.ENV_LOCK_FD: str(lock_fd)}
+    return marks if stacks is None else {**marks, wire.ENV_STACKS: str(stacks)}
+
+
 def launch(
     number: int,
     command: Sequence[str],
@@ -69,8 +90,11 @@ def launch(
     open_dialogue: Callable[[int, wire.Control, int, Sequence[int]], Dialogue],
     *,
     without_disk: bool = False,
+    warm: Warm | None = None,
 ) -> Attempt:
     """Start attempt `number`. With `without_disk` it is started even if nothing can be written for it.
+
+    `warm` is an interpreter that waits to be this attempt: it is used unless that cannot be.
 
     Raises OSError when the command cannot be executed, StoreUnwritable, StoreFull.
     """
@@ -87,17 +111,18 @@ def launch(
                 control, live_fd, log = _open_files(live, Path(os.devnull), undo)
         inherited = fcntl.fcntl(lock_fd, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
         undo.callback(os.close, inherited)
-        marks = {wire.ENV_ATTEMPT: str(number), wire.ENV_LOCK_FD: str(inherited)}
-        stacks = None if unwritten else Path(layout.attempt(number)) / STACKS
-        if stacks is not None:
-            marks[wire.ENV_STACKS] = str(stacks)
-        child = Child(command, {**environment, **marks}, inherit=[inherited])
+        stacks = None if unwritten else stacks_of(layout, number)
+        marks = marks_of(number, inherited, stacks)
+        child = warm.release() if warm is not None and stacks is not None else None
+        used = child is not None
+        if child is None:
+            child = Child(command, {**environment, **marks}, inherit=[inherited])
         undo.pop_all()
         os.close(inherited)
     dialogue = open_dialogue(number, control, live_fd, tuple(child.outlets))
     outputs = set(child.outlets)
     return Attempt(
-        number, child, control, live_fd, dialogue, log, log_path, outputs, unwritten=unwritten, stacks=stacks
+        number, child, control, live_fd, dialogue, log, log_path, outputs, unwritten=unwritten, stacks=stacks, warm=used
     )
 
 
@@ -125,11 +150,19 @@ def _open_files(live: Path, log_path: Path, undo: contextlib.ExitStack) -> tuple
 
 
 def child_environment(
-    environ: Mapping[str, str], *, name: str, run_dir: str, boot: str, address: str, seed: int | None
+    environ: Mapping[str, str],
+    *,
+    name: str,
+    run_dir: str,
+    boot: str,
+    address: str,
+    seed: int | None,
+    standby: bool = False,
 ) -> dict[str, str]:
     """The script's environment with what our hook needs to find its way, and the seeds of the run.
 
-    Keras is seeded where `--seed` was given, now (`seed`) or when the run began.
+    Keras is seeded where `--seed` was given, now (`seed`) or when the run began. With `standby` what the script imports
+    is recorded, and JAX keeps what it compiles in the run's directory, unless the user has it kept elsewhere.
     """
     record = run.load(Path(run_dir) / "run.json")
     outer = environ.get(wire.ENV_BOOT)
@@ -148,10 +181,16 @@ def child_environment(
         seed = record.seed
     if seed is not None:
         ours[wire.ENV_SEED] = str(seed)
+    defaults = {"PYTHONUNBUFFERED": "1", _HASHES: _hash_seed(ours[wire.ENV_PIN])}
+    if standby:
+        ours[wire.ENV_PRELOAD] = "record"
+        defaults[_JAX_CACHE] = os.path.join(run_dir, COMPILED)
+    else:
+        environ = {key: value for key, value in environ.items() if key != wire.ENV_PRELOAD}
     if environ.get(_HASHES) == _hash_seed(environ.get(wire.ENV_PIN, "")):
         ours[_HASHES] = _hash_seed(ours[wire.ENV_PIN])  # a run inside a run: it was not the user who set it
     # Unbuffered: what the script printed before it was killed is seen. The user's own choice stands.
-    return {"PYTHONUNBUFFERED": "1", _HASHES: _hash_seed(ours[wire.ENV_PIN]), **environ, **ours}
+    return {**defaults, **environ, **ours}
 
 
 def _hash_seed(pin: str) -> str:

@@ -23,6 +23,7 @@ from ksupervise.core.actions import (
     RaiseDrain,
     Relaunch,
     RequestStage,
+    RunState,
     SetTimer,
     Settle,
     Signal,
@@ -53,9 +54,11 @@ from ksupervise.parent.link import Connection, Listener
 from ksupervise.parent.owned import OwnedRun, open_journal
 from ksupervise.parent.pace import Pacer
 from ksupervise.parent.persist import Persister
+from ksupervise.parent.replicate.fleet import Fleet
 from ksupervise.parent.room import retention_of
 from ksupervise.parent.signals import STOPS, SignalPipe
 from ksupervise.parent.stage import Stage
+from ksupervise.parent.standby import Standby
 from ksupervise.parent.trainer import Desk, Dialogue
 from ksupervise.parent.voice import Voice
 from ksupervise.parent.watch import gpu, stacks
@@ -67,6 +70,7 @@ from ksupervise.wire import AUTOGRAPH, Control
 
 _TICK = 1.0  # seconds between looks at what nobody announces: a stall, the deadline
 _GPU_WAIT = 50.0  # seconds that the dead may take to give the GPU's memory back
+_LAST_COPY = 600.0  # seconds that the final state of a completed run may take to its replicas
 _SWEEP = 10.0  # seconds that a killed group may take to go
 # Causes of which the output needs no second look.
 _HARMLESS = (Cause.COMPLETED, Cause.NAN_STOP, Cause.PREEMPTED, Cause.DEADLINE, Cause.INTERRUPTED)
@@ -115,6 +119,14 @@ class Supervisor:
         self._persister = Persister(self._call_soon)
         settings = self._settings
         self._pacer = Pacer(settings.overhead, settings.every, read(Path(owned.layout.journal)))
+        self._fleet = Fleet(
+            owned.replicas,
+            watch=self._watch,
+            unwatch=self._unwatch,
+            record=self._record,
+            voice=self._voice,
+            superseded=lambda words: self._events.append(StopAsked(StopKind.NOTICE, None, words)),
+        )
         shelf = Shelf(
             holder=owned.holder,
             retention=retention_of(settings),
@@ -124,6 +136,7 @@ class Supervisor:
             pacer=self._pacer,
             journal=self._journal,
             voice=self._voice,
+            when_committed=self._fleet.committed,
         )
         self._desk = Desk(
             run_id=owned.record.id,
@@ -140,6 +153,7 @@ class Supervisor:
             boot=owned.layout.boot_zip,
             address=self._listener.address,
             seed=self._settings.seed,
+            standby=self._settings.standby,
         )
         owned.unwritten = self._journal.unwritten
         self._lookout = Lookout(
@@ -151,6 +165,7 @@ class Supervisor:
             record=self._record,
             voice=self._voice,
         )
+        self._standby = self._keep_warm() if settings.standby else None
         self._tell_of_fallbacks()
         self._gpu_baseline: int | None = None
         if gpu.available():
@@ -159,6 +174,24 @@ class Supervisor:
         self._watch(self._signals.fileno(), self._on_signals)
         self._watch(self._listener.sock.fileno(), self._on_connection)
         self._console.when_room = lambda: self._call_soon(self._read_on)
+
+    def _keep_warm(self) -> Standby:
+        return Standby(
+            self._command,
+            self._environment,
+            self._owned.layout,
+            self._owned.lock.fileno(),
+            self._owned.record.script,
+            usage=self._lookout.oom.usage,
+            watch=self._watch,
+            unwatch=self._unwatch,
+            record=self._record,
+            voice=self._voice,
+        )
+
+    def _spared(self) -> tuple[int, ...]:
+        """Processes of ours that are no part of the attempt."""
+        return (*self._fleet.pids, *(() if self._standby is None else self._standby.pids))
 
     def _tell_of_fallbacks(self) -> None:
         """What this system refuses, and what is done instead."""
@@ -187,6 +220,10 @@ class Supervisor:
             while self._state.phase is not Phase.DONE:
                 self._turn()
             assert self._verdict is not None
+            completed = self._verdict.state is RunState.COMPLETED
+            self._fleet.finish(
+                _LAST_COPY if completed else self._settings.grace, self._voice.say, self._signals.fileno()
+            )
             return self._verdict
         finally:
             self._close()
@@ -257,7 +294,7 @@ class Supervisor:
                 self._events.append(StopAsked(kind))
         self._on_death()  # SIGCHLD, where there is no pidfd
         if self._attempt is not None:
-            process.reap_orphans(spare=self._attempt.child.pid)
+            process.reap_orphans(spare={self._attempt.child.pid, *self._spared()})
 
     def _pause(self) -> None:
         """Ctrl-Z: the child, in a session of its own, does not get it from the terminal. Its time stands still too."""
@@ -316,10 +353,38 @@ class Supervisor:
             self._unwatch(attempt.child.pidfd)
             os.close(attempt.child.pidfd)
             attempt.child.pidfd = None
-            self._events.append(ChildExited())
+            if not self._began_anew(attempt):
+                self._events.append(ChildExited())
         elif attempt is not None and not hasattr(os, "pidfd_open") and not attempt.ended and attempt.child.gone():
             attempt.ended = True
             self._events.append(ChildExited())
+
+    def _began_anew(self, attempt: Attempt) -> bool:
+        """A warm interpreter was of no use after all, and said so before it trained: the attempt begins in a cold one.
+
+        What the script did until then it does again, as after any death.
+        """
+        if attempt.warm and not attempt.facts.useless:
+            self._read_last_messages()
+        if not attempt.warm or not attempt.facts.useless or self._state.phase is not Phase.RUNNING:
+            return False
+        assert self._standby is not None
+        attempt.survivors = attempt.child.sweep(_SWEEP, self._spared())
+        if attempt.survivors or self._state.stop is not None:
+            return False
+        self._read_last_output(attempt)
+        self._standby.useless(attempt.facts.useless)
+        with contextlib.suppress(OSError):
+            os.unlink(Path(self._owned.layout.attempt(attempt.number)) / "streams")  # who drew: nobody yet
+        self._lookout.ended()
+        try:
+            self._begin(attempt.number)
+        except OSError:
+            return False  # it is judged as it ended
+        begun, self._attempt = self._attempt, attempt
+        self._forget_attempt()
+        self._attempt = begun
+        return True
 
     def _look_around(self) -> None:
         """What nobody announces."""
@@ -330,37 +395,51 @@ class Supervisor:
             attempt.dialogue.commits.look()
         alive = attempt if self._state.phase is Phase.RUNNING else None
         self._lookout.look(alive, stopping=self._state.stop is not None)
+        self._fleet.look()
+        if self._owned.lost and self._state.stop is None:
+            self._events.append(StopAsked(StopKind.NOTICE, None, self._owned.lost[0]))
+        if self._standby is not None:
+            self._standby.look(alive, stopping=self._state.stop is not None)
+            if self._standby.was_killed and attempt is not None:  # perhaps for want of memory: not of the attempt's
+                self._standby.was_killed = False
+                attempt.oom_mark = self._lookout.oom.read()
 
     # What is done about it
 
     def _do_launch(self, action: Launch) -> None:
-        owned = self._owned
         try:
-            attempt = launch(
-                action.attempt,
-                self._command,
-                self._environment,
-                owned.layout,
-                owned.lock.fileno(),
-                lambda number, control, live, outputs: Dialogue(self._desk, number, control, live, outputs),
-                without_disk=self._stage.newest() is not None,  # what is in memory must not be lost for a log
-            )
+            self._begin(action.attempt)
         except OSError as error:
             self._record("launched", attempt=action.attempt, error=str(error))
             code = EXIT_NOT_FOUND if isinstance(error, FileNotFoundError) else EXIT_NOT_EXECUTABLE
             self._events.append(SpawnFailed(code, f"{self._command[0]} cannot be run: {error.strerror}"))
             return
+        self._events.append(Spawned())
+
+    def _begin(self, number: int) -> None:
+        """Launch attempt `number`. Raises OSError when the command cannot be executed."""
+        owned = self._owned
+        attempt = launch(
+            number,
+            self._command,
+            self._environment,
+            owned.layout,
+            owned.lock.fileno(),
+            lambda number, control, live, outputs: Dialogue(self._desk, number, control, live, outputs),
+            without_disk=self._stage.newest() is not None,  # what is in memory must not be lost for a log
+            warm=None if self._standby is None else self._standby.take(number),
+        )
         self._attempt = attempt
         if attempt.unwritten:
-            self._voice.say(f"no log is kept of attempt {action.attempt}: {attempt.unwritten}", urgent=True)
+            self._voice.say(f"no log is kept of attempt {number}: {attempt.unwritten}", urgent=True)
         self._pacer.tell(attempt.control)
         self._lookout.launched(attempt)
-        self._record("launched", attempt=action.attempt, pid=attempt.child.pid, oom=attempt.oom_mark)
+        told = {"warm": True} if attempt.warm else {}
+        self._record("launched", attempt=number, pid=attempt.child.pid, oom=attempt.oom_mark, **told)
         if attempt.child.pidfd is not None:
             self._watch(attempt.child.pidfd, self._on_death)
         for fd, way in attempt.child.outlets.items():
             self._watch(fd, lambda a=attempt, f=fd, s=way.stream: self._on_output(a, f, s))  # type: ignore[misc]
-        self._events.append(Spawned())
 
     def _do_requeststage(self, action: RequestStage) -> None:
         if self._attempt is not None:
@@ -401,7 +480,7 @@ class Supervisor:
         """Sweep; read what the dead still said; commit what they staged; then answer `Settled`."""
         attempt = self._attempt
         assert attempt is not None
-        attempt.survivors = attempt.child.sweep(_SWEEP)
+        attempt.survivors = attempt.child.sweep(_SWEEP, self._spared())
         self._read_last_output(attempt)
         self._read_last_messages()
         attempt.dialogue.end_trainer()
@@ -536,6 +615,9 @@ class Supervisor:
     def _close(self) -> None:
         self._console.when_room = lambda: None
         self._lookout.close()
+        self._fleet.close()
+        if self._standby is not None:
+            self._standby.discard("the run is over")
         if self._attempt is not None:
             self._attempt.child.sweep(_SWEEP)
         self._forget_attempt()

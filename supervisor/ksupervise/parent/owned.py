@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ksupervise import __version__
 from ksupervise.core.actions import Finish, RunState
@@ -20,6 +20,7 @@ from ksupervise.core.policy import History, history_from_json
 from ksupervise.errors import RunBusy, RunDamaged, RunNotFound, UsageError
 from ksupervise.parent import boot, journal, run
 from ksupervise.parent.launch import LIVE
+from ksupervise.parent.replicate import adopt
 from ksupervise.parent.room import Room, retention_of
 from ksupervise.parent.run import RunRecord
 from ksupervise.parent.stage import live_page
@@ -37,12 +38,17 @@ from ksupervise.store import (
     read_owner,
     write_fault,
 )
+from ksupervise.store.mounts import has_reliable_flock
 from ksupervise.wire import ENV_RUN_DIR
+
+if TYPE_CHECKING:
+    from ksupervise.replicas.local import SharedOwnership
 
 _A_DAY = 86400.0  # seconds that may lie between an attempt's last record and its last beat
 _MANY = 3  # attempts in a row that were lost without a newer checkpoint
 ARCHIVE = ".archive"
 _ANNOUNCING = 1.0  # seconds in which a new owner has surely written who it is
+_SHARED_PATIENCE = 60.0  # seconds without a sign of life after which an owner on a shared file system counts as dead
 _LEAVING = 15.0  # seconds beyond the grace that a lost parent's child may take to save and leave
 
 
@@ -53,7 +59,11 @@ def steps(number: int) -> str:
 
 @dataclass
 class OwnedRun:
-    """What the parent works with. `history` is where the judgement goes on."""
+    """What the parent works with. `history` is where the judgement goes on.
+
+    `replicas`: the configuration of each one's worker. `shared`: the lease on a store that other machines see, too;
+    `lost`: what it says when one of them has taken the run over.
+    """
 
     layout: RunLayout
     lock: RunLock
@@ -62,6 +72,9 @@ class OwnedRun:
     history: History
     holder: str
     unwritten: list[dict[str, Any]] = field(default_factory=list)
+    replicas: list[dict[str, Any]] = field(default_factory=list)
+    shared: SharedOwnership | None = None
+    lost: list[str] = field(default_factory=list)
 
     def account(self) -> Account:
         """The accounts as of now; `unwritten` are records that the disk did not take."""
@@ -94,8 +107,11 @@ class OwnedRun:
         """Write the verdict and let the run go."""
         ended = replace(self.record, state=verdict.state.value, exit_code=verdict.exit_code, detail=verdict.detail)
         try:
-            run.save(Path(self.layout.run_json), ended)
+            if not self.lost:  # else the record is another machine's now
+                run.save(Path(self.layout.run_json), ended)
         finally:
+            if self.shared is not None:
+                self.shared.release()
             self.lock.release()
 
 
@@ -124,13 +140,75 @@ def take(
     layout = RunLayout(directory)
     layout.create()
     lock = _acquire(layout, settings.grace, say)
+    shared: SharedOwnership | None = None
     try:
+        lost: list[str] = []
+        shared = _share(layout, settings.grace, lost, say)
         if settings.fresh:
+            if shared is not None:  # its folder goes with what is archived
+                shared.release()
             lock = _archive(layout, lock, say)
-        return _admit(settings, command, script, layout, lock, interactive, say)
+            shared = _share(layout, settings.grace, lost, say)
+        found = adopt.adopt(settings, layout, script, say)
+        taken = _admit(settings, command, script, layout, lock, interactive, say)
+        if isinstance(taken, OwnedRun):
+            _own_in_replicas(taken, found, settings, say)
+            taken.shared, taken.lost = shared, lost
+        elif shared is not None:
+            shared.release()
+        return taken
     except BaseException:
+        if shared is not None:
+            shared.release()
         lock.release()
         raise
+
+
+def _share(layout: RunLayout, grace: float, lost: list[str], say: Callable[[str], None]) -> SharedOwnership | None:
+    """Exclude other machines where the store is on a file system that they see, too. Raises RunBusy."""
+    if has_reliable_flock(layout.root):
+        return None
+    from ksupervise.replicas.local import Busy, SharedOwnership
+
+    shared = SharedOwnership(layout.root, lost.append, patience=max(_SHARED_PATIENCE, grace + _LEAVING))
+    told = False
+
+    def wait(seconds: float) -> None:
+        nonlocal told
+        if not told:
+            say(f"{layout.root} is on a shared file system, and another process had it: waiting for a sign of life")
+            told = True
+        time.sleep(seconds)
+
+    found = shared.acquire(wait)
+    if isinstance(found, Busy):
+        raise RunBusy(f"run {Path(layout.root).name} is being supervised by {found.where}; nothing was done")
+    if found.line:
+        say(f"the run is taken over from {found.line}")
+    return shared
+
+
+def _own_in_replicas(owned: OwnedRun, found: adopt.Found, settings: Settings, say: Callable[[str], None]) -> None:
+    """Become the owner in every place that can be reached, under one number. Raises RunBusy."""
+    token = max(found.token, owned.history.attempt) + 1
+    holder = adopt.holder_of(owned.holder)
+    for place in found.places:
+        about: dict[str, Any] = {
+            "place": place,
+            "name": owned.record.name,
+            "run": owned.record.id,
+            "holder": holder,
+            "attempt": token,
+            "pid": os.getpid(),
+        }
+        claimed = None
+        if place not in found.away:
+            claimed = adopt.claim({**about, "record": Path(owned.layout.run_json).read_text()}, say)
+            token = max(token, claimed or 0)
+        kept = {"directory": str(owned.layout.root), "keep": settings.replica_keep, "rate": settings.replica_rate}
+        owned.replicas.append({**about, **kept, "token": claimed})
+    if found.places:
+        owned.history = replace(owned.history, attempt=max(owned.history.attempt, token - 1))
 
 
 def _admit(

@@ -17,7 +17,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ksupervise.errors import CommandNotExecutable, CommandNotFound
@@ -138,15 +138,16 @@ class Child:
             else:
                 os.kill(pid or self.pid, number)
 
-    def sweep(self, seconds: float) -> tuple[int, ...]:
+    def sweep(self, seconds: float, spare: Collection[int] = ()) -> tuple[int, ...]:
         """Kill whatever is left of the child's tree; return the pids that will not die.
 
-        Waits at most `seconds`. Escapees of the session are found because we are their subreaper.
+        Waits at most `seconds`. Escapees of the session are found because we are their subreaper. `spare`: other
+        children of ours, which are left alone with all that they started.
         """
         end = time.monotonic() + seconds
         while True:
             self.send(signal.SIGKILL, group=True)
-            left = _kill_children(spare=self.pid)
+            left = _kill_children({self.pid}, spare)
             if not self.gone():
                 left.append(self.pid)
             if not left:
@@ -202,24 +203,27 @@ def remove_temporary(paths: Iterable[str], prefix: str) -> None:
                 os.unlink(path)
 
 
-def reap_orphans(spare: int) -> None:
-    """Collect the dead that became ours because we are their subreaper; `spare` is collected elsewhere."""
+def reap_orphans(spare: Collection[int]) -> None:
+    """Collect the dead that became ours because we are their subreaper; those of `spare` are collected elsewhere."""
     if sys.platform != "linux":
         return  # they are init's there
     with contextlib.suppress(ChildProcessError):
-        while (dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and dead.si_pid != spare:
+        while (dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and dead.si_pid not in spare:
             _reap(dead.si_pid)
 
 
-def _kill_children(spare: int) -> list[int]:
-    """SIGKILL and reap all our descendants but `spare`; return those still there."""
-    if not _has_children():
+def _kill_children(known: Collection[int], spare: Collection[int]) -> list[int]:
+    """SIGKILL and reap all our descendants but `known` ones and the trees of `spare`; return those still there."""
+    if not _has_children({*known, *spare}):
         return []
     import psutil
 
-    left = []
+    left, spared = [], set(spare)
+    for pid in spare:
+        with contextlib.suppress(psutil.Error):
+            spared.update(each.pid for each in psutil.Process(pid).children(recursive=True))
     for process in psutil.Process().children(recursive=True):
-        if process.pid == spare:
+        if process.pid in spared or process.pid in known:
             continue
         with contextlib.suppress(psutil.Error, OSError):
             process.kill()
@@ -228,12 +232,18 @@ def _kill_children(spare: int) -> list[int]:
     return left
 
 
-def _has_children() -> bool:
-    """We have children, dead or alive. Mostly not: that spares psutil's import and its walk over all processes.
+def _has_children(known: Collection[int]) -> bool:
+    """We have more children than those, dead or alive. Mostly not: that spares psutil's import and its walk over all.
 
     Without children there are no descendants: an orphan becomes our child where we are a subreaper, and is out of
     sight where we are not.
     """
+    try:
+        told = [path.read_text() for path in Path("/proc/self/task").glob("[0-9]*/children")]
+        if told:  # not every kernel tells
+            return not set(map(int, " ".join(told).split())) <= set(known)
+    except (OSError, ValueError):
+        pass
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:

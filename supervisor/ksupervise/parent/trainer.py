@@ -19,6 +19,8 @@ Messages of the child ("op"):
 | `temporary` | files that it would remove at its orderly end | |
 | `note` | something to tell the user once | |
 | `exit` | its interpreter ends in good order, perhaps by an exception | |
+| `imports` | what the script has imported so far, and under what; with `--standby` | |
+| `start_over` | what was imported ahead for it is of no use: the attempt has to begin anew | |
 | `stop` | `ksupervise stop` (from anywhere) | `stopping` |
 | `rehearse` | `ksupervise rehearse disk-full`: refuse ordinary saves for so many seconds | `rehearsing` |
 """
@@ -68,6 +70,8 @@ class Facts:
     stacks: dict[int, int] = field(default_factory=dict)  # pid → signal that has it write the stacks of its threads
     resumed_seq: int = 0  # number of the checkpoint that it went on from
     nan: bool = False  # TerminateOnNaN ended the training
+    imports: Message | None = None  # the latest `imports` of the process that was launched
+    useless: str = ""  # why what was imported ahead was not to be used
     temporary: tuple[str, ...] = ()  # files that it would have removed at its orderly end
 
 
@@ -128,6 +132,13 @@ class Dialogue:
         if not self.facts.hooked:
             self.facts.hooked = True
             self._write("hooked", pid=message.get("pid"), python=message.get("python"))
+
+    def _imports(self, connection: Connection, message: Message) -> None:
+        if connection.pid in (0, message.get("pid")) and isinstance(message.get("entries"), list):
+            self.facts.imports = message
+
+    def _start_over(self, connection: Connection, message: Message) -> None:
+        self.facts.useless = str(message.get("why") or "unknown")
 
     def _note_stacks(self, connection: Connection, message: Message) -> None:
         number = message.get("stacks")
@@ -409,6 +420,8 @@ _HANDLERS: dict[str, Callable[[Dialogue, Connection, Message], None]] = {
     "nan": Dialogue._nan,
     "temporary": Dialogue._temporary,
     "note": Dialogue._note,
+    "imports": Dialogue._imports,
+    "start_over": Dialogue._start_over,
     "stop": Dialogue._stop,
     "rehearse": Dialogue._rehearse,
 }

@@ -12,7 +12,7 @@ from ksupervise.core.ledger import Account, account
 from ksupervise.errors import RunNotFound
 from ksupervise.parent import journal, run
 from ksupervise.parent.run import RunRecord
-from ksupervise.report import costs
+from ksupervise.report import costs, replicas
 from ksupervise.report.live import Live
 from ksupervise.report.live import read as read_live
 from ksupervise.report.units import span
@@ -32,6 +32,7 @@ class Standing:
     newest: Checkpoint | None
     child_pid: int | None
     commit_failed: str | None
+    replicas: list[dict[str, Any]]
 
 
 def find(store: Path, name: str | None) -> Path:
@@ -63,7 +64,8 @@ def read(directory: Path) -> Standing:
     live = read_live(layout, accounts)
     child = _child_pid(records) if state is RunState.RUNNING else None
     newest = CheckpointStore(directory, record.id).newest()
-    return Standing(directory, record, state, accounts, owner, live, newest, child, _commit_failed(records))
+    places = replicas.as_json(records, time.time())
+    return Standing(directory, record, state, accounts, owner, live, newest, child, _commit_failed(records), places)
 
 
 def _state(record: RunRecord, owner: Owner | None) -> RunState:
@@ -115,6 +117,7 @@ def as_json(standing: Standing) -> dict[str, Any]:
         "checkpoint": _checkpoint(newest),
         "commit_failed": standing.commit_failed,
         "checkpointing": costs.as_json(live, running=running),
+        "replicas": standing.replicas,
         "goodput": accounts.goodput,
         "clock": list(accounts.clock_flags),
         "pid": standing.owner.pid if standing.owner and running else None,
@@ -153,6 +156,7 @@ def as_text(standing: Standing) -> str:
     if facts["commit_failed"]:
         lines.append(f"           newer ones could not be written: {facts['commit_failed']}")
     lines += costs.lines(facts["checkpointing"])
+    lines += replicas.lines(facts["replicas"])
     goodput = facts["goodput"]
     share = "" if goodput is None else f", goodput {goodput:.0%}"
     lines.append(f"work       {facts['steps_executed']} steps executed, {facts['lost_steps']} lost{share}")
