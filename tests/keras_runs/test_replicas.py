@@ -163,7 +163,7 @@ def test_two_machines_never_train_one_run(machine: Machine, zygote: list[str], t
 def test_a_replica_that_cannot_be_written_never_ends_training(machine: Machine) -> None:
     machine.replica.parent.mkdir(parents=True)
     machine.replica.write_text("a file is in the way")
-    done = machine.run()
+    done = machine.run("--fresh")
     assert done.returncode == 0, done.stdout
     assert f"replica {machine.replica}" in done.stdout
     assert machine.status()["replicas"][0]["failed"]

@@ -176,7 +176,7 @@ BAD_OPTIONS = [
     ),
     ["--stall", "auto:"],
     ["--stall", "off:1s"],
-    ["--replica", "/somewhere"],
+    ["--replica", "ftp://host/x"],
     ["--no-such-option"],
     ["--keep", "true"],  # "true" is the command, taken for the value
 ]
