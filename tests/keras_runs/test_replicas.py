@@ -165,7 +165,7 @@ def test_a_replica_that_cannot_be_written_never_ends_training(machine: Machine) 
     machine.replica.write_text("a file is in the way")
     done = machine.run("--fresh")
     assert done.returncode == 0, done.stdout
-    assert f"replica {machine.replica}" in done.stdout
+    assert str(machine.replica) in done.stdout
     assert machine.status()["replicas"][0]["failed"]
 
 

@@ -65,13 +65,13 @@ def test_what_cannot_be_written_to_never_ends_a_run_that_is_here(tmp_path: Path,
     done = call(tmp_path / "s1", replica, scripts[0], "--fresh")
     assert done.returncode == 0, done.stdout
     assert "one ran" in done.stdout
-    assert f"replica {replica}" in done.stdout
+    assert str(replica) in done.stdout
 
 
 def test_an_empty_machine_does_not_begin_anew_while_it_cannot_look(tmp_path: Path, scripts: list[Path]) -> None:
     replica = tmp_path / "replica"
     replica.write_text("a file is in the way")
     done = call(tmp_path / "s1", replica, scripts[0])
-    assert done.returncode == 75, done.stdout
+    assert done.returncode == 2, done.stdout
     assert "--fresh" in done.stdout
     assert "one ran" not in done.stdout

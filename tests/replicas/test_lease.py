@@ -607,3 +607,16 @@ def test_a_stopped_owner_comes_back_and_finds_that_it_lost(tmp_path: Path, kind:
 def place_type_checks(view: View) -> Place:
     """The place of these tests is one, says mypy."""
     return view
+
+
+def test_a_place_that_was_emptied_is_not_taken_for_the_one_that_was_claimed() -> None:
+    """As a restarted worker finds it whose mount went away: an empty folder of this machine's."""
+    table = Table()
+    table.objects[GENERATION.record] = b"{}"
+    first = Lease(View(table), GENERATION, A, 1)
+    assert isinstance(first.acquire(lambda seconds: None), Acquired)
+    assert Lease(View(table), GENERATION, A, 1).resume(1)
+    table.objects.clear()
+    with pytest.raises(ReplicaUnreachable, match="not made anew"):
+        Lease(View(table), GENERATION, A, 1).resume(1)
+    assert not table.objects

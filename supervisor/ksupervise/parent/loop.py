@@ -224,6 +224,8 @@ class Supervisor:
             self._fleet.finish(
                 _LAST_COPY if completed else self._settings.grace, self._voice.say, self._signals.fileno()
             )
+            for place in self._fleet.incomplete:
+                self._voice.say(f"replica {place}: the newest checkpoint is not there, only here", urgent=True)
             return self._verdict
         finally:
             self._close()

@@ -36,7 +36,7 @@ def supervise(flags: Mapping[str, Any], command: Sequence[str]) -> int:
             return owned.exit_code
         return _to_verdict(owned, command, settings, console, voice)
     except RunBusy as busy:
-        if _interactive():
+        if _interactive() or settings.replica:  # what was said of replicas wants its end
             raise
         return busy.exit_code  # a cron line that finds its run at work says nothing
     finally:

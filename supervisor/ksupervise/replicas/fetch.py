@@ -220,6 +220,8 @@ def fetch(
 class _Foreign(DamagedCheckpoint):
     """It is whole, perhaps, but another run's or under another's name: not ours to remove."""
 
+    slug = "foreign-checkpoint"
+
 
 class _Bringing:
     """Downloads into one run's directory, and publishes there."""

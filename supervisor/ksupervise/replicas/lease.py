@@ -47,7 +47,7 @@ from ksupervise.replicas.claim import (
 )
 from ksupervise.replicas.contest import Contest, Free, Held, Lost, Seen, Wait
 from ksupervise.replicas.format import Generation
-from ksupervise.replicas.place import NotThere, Place, ReplicaFault, ReplicaRefused
+from ksupervise.replicas.place import NotThere, Place, ReplicaFault, ReplicaRefused, ReplicaUnreachable
 
 __all__ = ["Acquired", "Busy", "Claim", "Lease", "new_holder"]
 
@@ -133,6 +133,7 @@ class Lease:
         self.token = token
         self.lost = ""
         self._place = place
+        self._generation = generation
         self._run = generation.run
         self._prefix = generation.owners
         self._holder = holder
@@ -179,8 +180,14 @@ class Lease:
     def resume(self, token: int) -> bool:
         """Go on with a hold that an earlier object of the same holder acquired: its process was ended, its owner not.
 
-        Returns as `check` does.
+        Returns as `check` does. Raises ReplicaUnreachable also for a place that holds nothing of the run any more.
         """
+        if not self._place.entries(self._generation.prefix):
+            # A mount that went away leaves an empty folder of this machine's: it is not the place that was claimed.
+            raise ReplicaUnreachable(
+                f"{self._place.name} has nothing of run {self._run} any more, which was claimed there: it was emptied, "
+                "or its mount went away. Bring it back; it is not made anew."
+            )
         self.token = token
         self._contest.claimed(token)
         self._held = True

@@ -323,8 +323,6 @@ class Worker:
         """Asked between two pieces: is it time to leave, or is there something newer?"""
         if self._owner is not None:
             self._owner.beat()
-        if self._owner is not None and not self._owner.until_beat:
-            self._owner.beat()
         if self._orders.over:
             return True
         if self._uploading is None or not self._orders.take_wake():

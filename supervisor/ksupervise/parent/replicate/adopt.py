@@ -16,6 +16,7 @@ from typing import Any
 from ksupervise.core.adoption import Choice, Local, Order, Seen, choose
 from ksupervise.errors import EXIT_DRAINED, KsuperviseError, RunBusy, RunNotFound, UsageError
 from ksupervise.parent import journal, run
+from ksupervise.parent.replicate.fleet import about
 from ksupervise.parent.replicate.handle import Report, converse
 from ksupervise.settings import Settings
 from ksupervise.store import CheckpointStore, RunLayout
@@ -58,20 +59,25 @@ def adopt(settings: Settings, layout: RunLayout, script: str, say: Say) -> Found
     name = Path(layout.root).name
     local = _local(layout)
     seen: list[Seen] = []
+    kinds: set[str] = set()
     for index, place in enumerate(found.places):
-        generations = _look(place, name, say)
+        generations, kind = _look(place, name, say)
+        kinds.add(kind)
         if generations is None:
             found.away.append(place)
         seen += _seen(index, generations or ())
     if local is None and len(found.away) == len(found.places) and not settings.fresh:
-        raise ReplicaAway(
-            f"{', '.join(found.away)} cannot be looked into, and this machine has nothing of run {name}: it may be "
-            "there. Try again when it can be reached, or begin anew with --fresh"
+        text = (
+            f"{', '.join(found.away)} cannot be looked into, and there is nothing of run {name} here: it may be there"
         )
+        if "unreachable" not in kinds:
+            raise UsageError(f"{text}. Mend what is said above, or begin anew with --fresh")
+        raise ReplicaAway(f"{text}. Try again when it can be reached, or begin anew with --fresh")
     named = settings.name is not None
     chosen = choose(local, seen, digest=run.digest(script), named=named, fresh=settings.fresh)
     if chosen.refusal:
-        raise UsageError(f"run {name}, {', '.join(found.places)}: {chosen.refusal}")
+        refusal = chosen.refusal.replace("--name", f"--name {name}", 1)
+        raise UsageError(f"run {name}, {', '.join(found.places)}: {refusal}")
     found.token = chosen.token
     if chosen.fetch is not None:
         _fetch(list(found.places)[chosen.fetch.place], layout, chosen, say)
@@ -87,8 +93,8 @@ def _local(layout: RunLayout) -> Local | None:
     return Local(record.id, None if newest is None else newest.manifest.order)
 
 
-def _look(place: str, name: str, say: Say) -> list[Mapping[str, Any]] | None:
-    """The generations that a place has of the run, None if it cannot be looked at."""
+def _look(place: str, name: str, say: Say) -> tuple[list[Mapping[str, Any]] | None, str]:
+    """The generations that a place has of the run, None if it cannot be looked at; then the kind of failure, too."""
     answers: list[Report] = []
 
     def heard(report: Report) -> bool:
@@ -99,10 +105,9 @@ def _look(place: str, name: str, say: Say) -> list[Mapping[str, Any]] | None:
 
     whole = converse(["look"], {"place": place, "name": name, "patience": _PATIENCE}, heard)
     if whole and answers[0]["op"] == "found":
-        return list(answers[0].get("generations") or ())
-    reason = answers[0].get("reason") if answers else "it does not answer"
-    say(f"replica {place}: {reason}")
-    return None
+        return list(answers[0].get("generations") or ()), ""
+    say(about(place, str(answers[0].get("reason")) if answers else "it does not answer"))
+    return None, str(answers[0].get("kind")) if answers else "unreachable"
 
 
 def _seen(place: int, generations: Sequence[Mapping[str, Any]]) -> list[Seen]:
@@ -199,7 +204,7 @@ def claim(configuration: Mapping[str, Any], say: Say) -> int | None:
         return int(report["token"])
     if report["op"] == "busy":
         raise RunBusy(f"run {configuration['name']} is being trained by {report.get('who')}: {place} shows it alive")
-    say(f"replica {place}: {report.get('reason')}")
+    say(about(place, str(report.get("reason"))))
     return None
 
 

@@ -18,12 +18,18 @@ from ksupervise.parent.voice import Voice
 
 _AGAIN = (1.0, 300.0)  # seconds before a worker is started again: doubled each time, at most
 _HOPELESS = ("refused", "local")  # kinds of failures that time does not cure
+_FIRST_WORD = 2.0  # seconds before the first of them
 _FAILING = 10.0  # seconds in which a place that fails may be there again, at the end
-_PROGRESS = 10.0  # seconds between two words about an upload that is waited for
+_PROGRESS = 30.0  # seconds between two words about an upload that is waited for
 # Reports that say where a replica stands: they go into the journal, and `status` reads them there.
 _KEPT = ("there", "replicated", "arrived", "abandoned", "failed", "removed", "room", "superseded")
 
 Record = Callable[..., None]
+
+
+def about(place: str, text: str) -> str:
+    """`text` with the place that it is about, once."""
+    return text if place in text else f"replica {place}: {text}"
 
 
 @dataclass
@@ -70,6 +76,7 @@ class Fleet:
         self._voice = voice
         self._superseded = superseded
         self._lost = False
+        self._incomplete: set[str] = set()
 
     def __bool__(self) -> bool:
         return bool(self._posts)
@@ -83,6 +90,7 @@ class Fleet:
     def committed(self) -> None:
         """There is a new checkpoint."""
         for post in self._posts:
+            self._incomplete.add(post.name)
             if post.handle is not None:
                 post.handle.order({"op": "wake"})
 
@@ -121,21 +129,24 @@ class Fleet:
             post.uploaded = int(report.get("bytes", 0))
         elif op == "uploading":
             post.uploading = int(report.get("seq", 0))
+        elif op == "idle" or (op == "finished" and report.get("complete")):
+            self._incomplete.discard(post.name)
         elif op in ("there", "replicated", "arrived"):
             post.failures, post.trouble = 0, ""
             if self._voice.forget(f"replica {post.name}"):
-                self._voice.say(f"replica {post.name}: it is there again, and holds checkpoint {report.get('seq')}")
+                self._voice.say(f"replica {post.name}: it is there again")
         elif op == "failed":
             post.trouble = str(report.get("kind"))
             again = report.get("again_s")
-            when = f", tried again in {float(again):.0f} s" if again else ""
-            self._tell(post, f"{report.get('reason')}{when}; training goes on", str(report.get("kind")))
+            when = f"; it is tried again in {float(again):.0f} s" if again else ""
+            self._tell(
+                post, f"{str(report.get('reason')).rstrip('.')}{when}; training goes on", str(report.get("kind"))
+            )
         elif op == "room":
             self._tell_of_room(post, report)
         elif op == "superseded":
             self._lost = True
-            by = report.get("by") or "another machine"
-            self._superseded(f"replica {post.name}: the run was taken over by {by}")
+            self._superseded(str(report.get("by") or f"another machine took the run over, as {post.name} says"))
 
     def _tell_of_room(self, post: _Post, report: Report) -> None:
         free, needed = report.get("bytes"), report.get("needed")
@@ -144,7 +155,7 @@ class Fleet:
             self._voice.say(f"replica {post.name}: {words}; free some (Drive: empty the trash)", urgent=True)
 
     def _tell(self, post: _Post, text: str, kind: str = "") -> None:
-        self._voice.once(f"replica {post.name}", f"replica {post.name}: {text}", urgent=kind != "unreachable")
+        self._voice.once(f"replica {post.name}", about(post.name, text), urgent=kind != "unreachable")
 
     def _fail(self, post: _Post, why: str) -> None:
         wait = min(_AGAIN[1], _AGAIN[0] * 2**post.failures)
@@ -171,7 +182,7 @@ class Fleet:
         One that fails is not waited for long, one that refuses not at all.
         """
         began = time.monotonic()
-        word = began + _PROGRESS / 5
+        word = began + _FIRST_WORD
         with selectors.DefaultSelector() as selector:
             for post in [] if self._lost else self._posts:
                 if post.handle is not None:
@@ -193,10 +204,10 @@ class Fleet:
                 if time.monotonic() > word:
                     word += _PROGRESS
                     names = ", ".join(post.name for post in waited)
-                    said(f"the newest checkpoint is still on its way to {names}; {left:.0f} s are left for it")
+                    said(f"the newest checkpoint is still on its way to {names}; {left:.0f} s are left; Ctrl-C: now")
 
     def _is_hoped_for(self, post: _Post) -> bool:
-        return post.handle is not None and post.trouble not in _HOPELESS
+        return post.handle is not None and not post.handle.silent and post.trouble not in _HOPELESS
 
     def _finish(self, post: _Post, selector: selectors.BaseSelector) -> None:
         handle = post.handle
@@ -207,6 +218,11 @@ class Fleet:
             selector.unregister(handle)
             post.handle = None
             handle.close()
+
+    @property
+    def incomplete(self) -> list[str]:
+        """Places that do not have the newest checkpoint."""
+        return [] if self._lost else sorted(self._incomplete)
 
     def close(self) -> None:
         """End all workers."""
