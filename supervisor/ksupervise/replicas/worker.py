@@ -21,8 +21,8 @@ from typing import IO, TYPE_CHECKING, Protocol
 
 from ksupervise.errors import KsuperviseError, UsageError
 from ksupervise.replicas.fetch import Inventory, inventory, read_manifest
-from ksupervise.replicas.format import MANIFEST, Generation, generation_of
-from ksupervise.replicas.owning import ClaimConfig, Ownership
+from ksupervise.replicas.format import MANIFEST, Generation
+from ksupervise.replicas.owning import ClaimConfig, Ownership, generation
 from ksupervise.replicas.place import (
     Arrival,
     NotThere,
@@ -204,18 +204,15 @@ class Worker:
 
     def _find_generation(self, place: Place) -> Generation:
         """The generation of this run's id; the next number if there is none."""
-        name, short = self._config.name, self._config.run.replace("-", "")[:8]
-        if self._config.generation is not None:
-            number = self._config.generation
+        name, run, number = self._config.name, self._config.run, self._config.generation
+        if number is not None:
+            found = Generation(number, run.replace("-", "")[:8], name)
         else:
             self._reports.beat()
-            there = {generation_of(entry.key) for entry in place.entries(f"{name}/")}
-            numbers = [(each.short == short, each.number) for each in there if each is not None]
-            ours = [number for own, number in numbers if own]
-            number = max(ours) if ours else max((each for _, each in numbers), default=0) + 1
-        self._generation = Generation(number, short, name)
-        self._reports.tell("ready", generation=number, place=place.name, excludes=place.excludes)
-        return self._generation
+            found = generation(place, name, run)
+        self._generation = found
+        self._reports.tell("ready", generation=found.number, place=place.name, excludes=place.excludes)
+        return found
 
     def _hold(self, place: Place, generation: Generation) -> None:
         """Raises Superseded if it is another's."""

@@ -41,7 +41,6 @@ class _Post:
         again: when it is started again (CLOCK_MONOTONIC), if there is none.
         failures: in a row, of the worker itself.
         trouble: kind of the latest failure, "" once something went well again.
-        uploaded: bytes of what it uploads now.
     """
 
     name: str
@@ -50,8 +49,6 @@ class _Post:
     again: float = 0.0
     failures: int = 0
     trouble: str = ""
-    uploading: int = 0
-    uploaded: int = 0
     stuck: list[Handle] = field(default_factory=list)
 
 
@@ -125,11 +122,7 @@ class Fleet:
         op = report["op"]
         if op in _KEPT:
             self._record("replica", place=post.name, **report)
-        if op == "beat":
-            post.uploaded = int(report.get("bytes", 0))
-        elif op == "uploading":
-            post.uploading = int(report.get("seq", 0))
-        elif op == "idle" or (op == "finished" and report.get("complete")):
+        if op == "idle" or (op == "finished" and report.get("complete")):
             self._incomplete.discard(post.name)
         elif op in ("there", "replicated", "arrived"):
             post.failures, post.trouble = 0, ""
