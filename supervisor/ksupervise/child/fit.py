@@ -328,11 +328,8 @@ class Fit:
         self._ended = self._batches
         self._batch_logs = logs
 
-    def attend(self, batch: int) -> bool:
-        """Batch number `batch` is about to begin: the state is that after `batch` batches. Stage or leave, if due.
-
-        Returns True if the user's interrupt came meanwhile: it is to be raised where no frame of ours is seen.
-        """
+    def attend(self, batch: int) -> None:
+        """Batch number `batch` is about to begin: the state is that after `batch` batches. Stage or leave, if due."""
         if self._untraced:
             self._attend_layers()
         now = time.monotonic()
@@ -344,18 +341,13 @@ class Fit:
             or self._validation_comes(batch, now)
         ):
             self._attend(batch)
-            return self._hold()
-        return False
+            self._hold()
 
-    def _hold(self) -> bool:
+    def _hold(self) -> None:
         """Not one batch more is trained between the stage that a Ctrl-C waits for, and its signal."""
         control, end = self.session.control, time.monotonic() + _HOLD
-        try:
-            while control.words[0] == Control.HOLD and time.monotonic() < end:
-                time.sleep(0.002)
-        except KeyboardInterrupt:
-            return True
-        return False
+        while control.words[0] == Control.HOLD and time.monotonic() < end:
+            time.sleep(0.002)
 
     @_harmless
     def _attend_layers(self) -> None:

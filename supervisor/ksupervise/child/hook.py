@@ -102,6 +102,26 @@ def _when_vanished(reference: weakref.ref[Fit]) -> Callable[[object], None]:
     return vanished
 
 
+def _interruptible(cls: type, base: type) -> None:
+    """A Ctrl-C may come in any moment of ours: its traceback then ends in Keras' own line that called us."""
+    file = sys.modules[base.__module__].__file__ or ""
+    for name, method in list(vars(cls).items()):
+        if name.startswith("on_"):
+            setattr(cls, name, disguise(_without_our_frames(method), getattr(base, name), file))
+
+
+def _without_our_frames(method: Method) -> Method:
+    def moment(self: Any, *arguments: Any, **named: Any) -> None:
+        try:
+            method(self, *arguments, **named)
+            return
+        except KeyboardInterrupt:
+            pass  # raised again outside: the one that was caught names the frames it came through
+        raise KeyboardInterrupt
+
+    return moment
+
+
 def _callback_classes(base: Any) -> Callable[[Fit], tuple[Any, Any]]:
     """What makes the two callbacks of a fit. A failure of ours stays ours: see `Fit`."""
 
@@ -113,17 +133,10 @@ def _callback_classes(base: Any) -> Callable[[Fit], tuple[Any, Any]]:
             self._fit = fit
 
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-            if self._fit.attend(batch):
-                raise KeyboardInterrupt
+            self._fit.attend(batch)
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             self._fit.note_logs(logs)
-
-    # A Ctrl-C is raised from here: its traceback shows Keras' own line.
-    file = sys.modules[base.__module__].__file__ or ""
-    KsuperviseFirst.on_train_batch_begin = disguise(  # type: ignore[method-assign]
-        KsuperviseFirst.on_train_batch_begin, base.on_train_batch_begin, file
-    )
 
     class KsuperviseLast(base):  # type: ignore[misc]
         """After the script's callbacks have seen all else."""
@@ -162,4 +175,6 @@ def _callback_classes(base: Any) -> Callable[[Fit], tuple[Any, Any]]:
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             self._fit.end_batch(logs)
 
+    for cls in (KsuperviseFirst, KsuperviseLast, KsuperviseCounting):
+        _interruptible(cls, base)
     return lambda fit: (KsuperviseFirst(fit), (KsuperviseCounting if fit.of_unknown_length else KsuperviseLast)(fit))
