@@ -29,6 +29,7 @@ def one(name: str, value: Any) -> Any:
 
 def test_a_relative_replica_is_where_it_was_named() -> None:
     assert one("replica", "runs") == (str(Path.cwd() / "runs"),)
+    assert one("replica", "./nas:/runs") == (str(Path.cwd() / "nas:" / "runs"),)
 
 
 # Values -------------------------------------------------------------------------------------------
@@ -51,7 +52,13 @@ def test_durations_read_as_people_write_them(text: str, seconds: float) -> None:
         ("store", "~/runs", Path.home() / "runs"),
         ("replica", "/mnt/My Drive/model", ("/mnt/My Drive/model",)),
         ("replica", ("s3://bucket/runs", "/a", "/a"), ("s3://bucket/runs", "/a")),
-        ("replica", "gs://bucket; /a ;", ("gs://bucket", "/a")),
+        ("replica", "gs://bucket; /a ", ("gs://bucket", "/a")),
+        ("replica", ("/a/", "/a/../a", "/a//.", "file:///a", "FILE://localhost/a"), ("/a",)),
+        ("replica", ("S3://bucket/x/", "s3://bucket/x"), ("s3://bucket/x",)),
+        ("replica", ("s3://bucket/my%20model", "az://c/me@here"), ("s3://bucket/my%20model", "az://c/me@here")),
+        ("replica", ("file:///mnt/My%20Drive", "/a;b"), ("/mnt/My Drive", "/a;b")),
+        ("replica", ("~/x", "/C:/x"), (str(Path.home() / "x"), "/C:/x")),
+        ("replica", [], ()),
         ("replica_keep", "5", 5),
         ("replica_rate", "20MB", 20_000_000),
         ("overhead", "1", 0.01),
@@ -100,7 +107,17 @@ def test_good_values(name: str, value: Any, read: Any) -> None:
 BAD = {
     "name": ["", ".hidden", "a/b", "a b", "x" * 101, "..", "größe"],
     "store": ["", "~nobody-of-that-name/runs"],
-    "replica": ["ftp://host/x", "s3://", "~nobody-of-that-name/runs", "s3:///"],
+    "replica": [
+        "ftp://host/x",
+        "s3://",
+        "~nobody-of-that-name/runs",
+        "s3:///",
+        "",
+        " ",
+        "a;;b",
+        "/a;",
+        "file://host/x",
+    ],
     "replica_keep": ["0", "-1", "many", ""],
     "replica_rate": ["0MB", "", "20", "fast"],
     "every": ["", "5", "0s", "-5s", "5 m", "five", "s", "1e3s", "9" * 400 + "s", "5q"],
@@ -156,6 +173,56 @@ def test_any_text_is_a_finite_duration_or_a_usage_error(text: str) -> None:
         seconds = duration("--every", text)
         assert seconds >= 0
         assert math.isfinite(seconds)
+
+
+# Replicas -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is a shell variable not set"),
+        ("gcs://b/x", "Google Cloud Storage is gs://BUCKET/PREFIX"),
+        ("abfss://c@account/x", "az://CONTAINER/PREFIX"),
+        ("r2://b", "s3://BUCKET/PREFIX, with the server's address in AWS_ENDPOINT_URL"),
+        ("https://b.s3.amazonaws.com/x", "s3://BUCKET/PREFIX"),
+        ("nfs://nas/x", "mount it"),
+        ("sftp://me:HIDDEN@host/x", "mount it"),
+        ("strange://me:HIDDEN@host/x", "file:///FOLDER"),
+        ("nas:/export", "mount it"),
+        ("me@nas:/export", "mount it"),
+        (r"C:\runs", "a path of Windows"),
+        ("c:/runs", "a path of Windows"),
+        (r"\\nas\runs", "a path of Windows"),
+        ("s3:/bucket/x", "write s3://BUCKET/PREFIX"),
+        ("gs:bucket", "write gs://BUCKET/PREFIX"),
+        ("file:x", "write file:///FOLDER"),
+        ("file://host/x", "write file:///FOLDER"),
+        ("s3://key:HIDDEN@bucket/x", "credentials belong in the environment"),
+        ("s3://key:HID/DEN@bucket/x", "credentials belong in the environment"),
+        ("s3://bucket/x?secret=HIDDEN", "credentials belong in the environment"),
+        ("az://container#HIDDEN", "credentials belong in the environment"),
+        ("s3:///x", "names no bucket"),
+        ("s3://buc ket/x", "names no bucket"),
+        ("s3://../x", "names no bucket"),
+        ("s3://bucket/a//b", "write a prefix without"),
+        ("s3://bucket/a/../b", "write a prefix without"),
+        ("s3://bucket/a%2F..%2Fb", "write a prefix without"),
+        (r"s3://bucket/a\b", "write a prefix without"),
+    ],
+)
+def test_what_is_no_place_is_refused_with_what_may_be_meant(text: str, words: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        one("replica", ("/fine", text))
+    assert words in str(raised.value)
+    assert "HID" not in str(raised.value)
+
+
+@pytest.mark.parametrize("written", ['[""]', "[3]", "3", "true", '"/a;"'])
+def test_a_pyproject_with_other_things_than_places_is_refused(written: str) -> None:
+    project(f"[tool.ksupervise]\nreplica = {written}\n")
+    with pytest.raises(UsageError, match=r"\[tool.ksupervise\] replica ="):
+        load({}, {})
 
 
 # The deadline -------------------------------------------------------------------------------------

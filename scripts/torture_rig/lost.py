@@ -281,11 +281,20 @@ class Run:
             self._say("the final weights differ")
         if found.history != planned.history:
             self._say("the History differs")
-        reached, _ = self._trained(self.machine)
+        reached = self._last_step()
         if reached != planned.steps:
             self._say(f"the last machine came to step {reached}, planned {planned.steps}")
         self._judge_replica(planned)
         self._judge_leftovers()
+
+    def _last_step(self) -> int:
+        """The step that the last machine came to, or found the run completed at: then it had nothing to train."""
+        reached, times = self._trained(self.machine)
+        before = self.outcome.losses[-1].held if self.outcome.losses else None
+        if not times and self.machine.resumed() is None and before is not None and before.kind == "final":
+            record = json.loads((self.machine.run_dir / "run.json").read_bytes())
+            return before.step if record["state"] == "completed" else reached
+        return reached
 
     def _judge_replica(self, planned: Expected) -> None:
         """It holds no more than is to be kept; and, if the final state came there in time, nothing half."""

@@ -143,8 +143,9 @@ def run_command(ctx: click.Context, /, command: tuple[str, ...], **flags: Any) -
     """Supervise COMMAND (the word may be left out)."""
     if not command:
         raise UsageError("no command to supervise was given")
-    given = {**ctx.obj, **{name: value for name, value in flags.items() if value not in (None, ())}}
-    given["replica"] = given.get("replica") or None  # click's empty tuple: it was not given
+    replicas = (*ctx.obj["replica"], *flags["replica"])  # repeatable on either side of `run`
+    given = {**ctx.obj, **{name: value for name, value in flags.items() if value is not None}}
+    given["replica"] = replicas or None  # click's empty tuple: it was not given
     from ksupervise.parent.supervise import supervise
 
     raise SystemExit(supervise(given, list(command)))

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from ksupervise.errors import UsageError
 
@@ -57,7 +58,7 @@ class Settings:
     Attributes:
         name: the run's name, None for the default one.
         store: the directory where runs live.
-        replica: directories (absolute) and URLs that committed checkpoints are copied to.
+        replica: directories (absolute) and URLs of buckets that committed checkpoints are copied to.
         replica_keep: newest checkpoints kept in each of them.
         replica_rate: bytes a second that a copy may take of the network, None for no cap.
         every: a checkpoint at least this often.
@@ -352,22 +353,82 @@ def _path(name: str, value: Any) -> Path:
 
 
 def _places(name: str, value: Any) -> tuple[str, ...]:
-    """Directories, made absolute, and URLs. In the environment they stand in one text, with semicolons between."""
-    parts = value.split(";") if isinstance(value, str) else list(value)
-    return tuple(dict.fromkeys(_place(name, part) for part in parts if str(part).strip()))
+    """Directories, made absolute, and URLs of buckets. In one text they stand with semicolons between."""
+    parts = value.split(";") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+        raise _bad(name, value, _PLACES)
+    return tuple(dict.fromkeys(_place(name, part.strip()) for part in parts))
 
 
-def _place(name: str, value: Any) -> str:
-    text = str(value).strip()
+def _place(name: str, text: str) -> str:
+    """One of them. A text that is refused is not shown where it may hold a password."""
+    if not text:
+        raise UsageError(
+            f"{name} names no place, or one of several is empty: is a shell variable not set? Give {_PLACES}"
+        )
+    if _WINDOWS.match(text):
+        raise UsageError(
+            f"{name} {text} is a path of Windows; in WSL drive C: is /mnt/c, and a share has to be mounted"
+        )
     scheme, colon, rest = text.partition("://")
-    if not colon:
-        return str(_path(name, text).absolute())
-    if scheme not in _SCHEMES or not rest.strip("/"):
-        raise _bad(name, value, f"a directory, or a URL that begins with {'://, '.join(_SCHEMES)}://")
-    return text
+    if colon and _SCHEME.fullmatch(scheme):
+        return _url(name, scheme.lower(), rest)
+    if known := next((each for each in _URLS if text.lower().startswith(f"{each}:")), ""):
+        raise UsageError(f"{name} {known}:… lacks its slashes: write {_URLS[known]}")
+    if _OTHER_MACHINE.match(text):
+        raise UsageError(
+            f"{name} HOST:/… is a folder of another machine: mount it, and give the folder where it is then"
+        )
+    return os.path.abspath(_path(name, text))
 
 
-_SCHEMES = ("s3", "gs", "az", "file")
+def _url(name: str, scheme: str, rest: str) -> str:
+    if scheme == "file":
+        host, slash, path = rest.partition("/")
+        if host not in ("", "localhost") or not path.strip("/"):
+            raise UsageError(f"{name} file://{slash}… names no folder of this machine: write {_URLS['file']}")
+        return os.path.abspath(unquote(f"/{path}"))
+    if scheme not in _URLS:
+        hint = next((hint for known, hint in _MEANT.items() if scheme in known.split()), f"give {_PLACES}")
+        raise UsageError(f"{name} {scheme}://… is no kind of place that is known here: {hint}")
+    bucket, _, prefix = rest.partition("/")
+    named = _BUCKET.fullmatch(bucket) is not None
+    if "?" in rest or "#" in rest or ("@" in rest and not named):  # a password may hold a slash
+        raise UsageError(
+            f"{name} {scheme}://…: nothing goes before @ or behind ? and # there; credentials belong in the environment"
+        )
+    if not named:
+        raise UsageError(f"{name} {scheme}://… names no bucket: write {_URLS[scheme]}")
+    parts = unquote(prefix).strip("/").split("/")
+    if parts != [""] and (not all(parts) or not {".", ".."}.isdisjoint(parts) or set("\\\0") & set("".join(parts))):
+        raise UsageError(f"{name} {scheme}://{bucket}/…: write a prefix without //, ., .. and backslashes")
+    return f"{scheme}://{rest.rstrip('/')}"
+
+
+_URLS = {
+    "s3": "s3://BUCKET/PREFIX",
+    "gs": "gs://BUCKET/PREFIX",
+    "az": "az://CONTAINER/PREFIX",
+    "file": "file:///FOLDER",
+}
+_PLACES = f"a directory, {', '.join(_URLS.values())}"
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+_OTHER_MACHINE = re.compile(r"[^/\s]+:/")  # as scp and mount write it
+_BUCKET = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+# Schemes of other programs, and what is written here for what they mean.
+_MEANT = {
+    "gcs gc google": "Google Cloud Storage is gs://BUCKET/PREFIX",
+    "azure adl abfs abfss wasb wasbs blob": (
+        "Azure Blob Storage is az://CONTAINER/PREFIX, with the account in AZURE_STORAGE_ACCOUNT_NAME"
+    ),
+    "s3a s3n r2 b2 minio wasabi oss cos http https": (
+        "what speaks S3's protocol is s3://BUCKET/PREFIX, with the server's address in AWS_ENDPOINT_URL"
+    ),
+    "nfs smb cifs ssh sftp scp ftp ftps rsync dav davs webdav drive gdrive rclone hdfs": (
+        "mount it, and give the folder where it is then"
+    ),
+}
 
 _READERS: dict[str, Any] = {
     "name": _name,

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksupervise.core.clock import timeline
+from ksupervise.core.clock import in_order, timeline
 
 Record = dict[str, Any]
 
@@ -76,6 +76,40 @@ def test_time_never_runs_backwards_between_lives() -> None:
 def test_of_an_unknown_boot_nothing_is_believed() -> None:
     line = timeline([taken(100.0, 10.0, boot=""), taken(130.0, 500.0, boot="")])
     assert line.times == (0.0, 30.0)
+
+
+def test_the_lives_of_two_machines_that_interleave_are_told_apart() -> None:
+    """The journal of a store that both see, or one that was merged. Neither clock went back."""
+    one = [{**taken(1000.0, 10.0), "life": "x"}, {**record(1200.0, 210.0), "life": "x"}]
+    other = [{**taken(1100.0, 9000.0, host="there", boot="two"), "life": "y"}, {**record(1300.0, 9200.0), "life": "y"}]
+    mixed = [one[0], other[0], one[1], other[1]]
+    assert in_order(mixed) == [*one, *other]
+    superseded = {**record(1200.0, 210.0), "life": "x", "event": "superseded"}
+    line = timeline([one[0], other[0], superseded, other[1]])
+    assert (line.times, line.flags) == ((0.0, 200.0, 100.0, 300.0), ())
+
+
+def test_machines_whose_clocks_differ_are_named_once() -> None:
+    """Three lives on each, and B is a day ahead."""
+    lives = []
+    for index, (host, ahead, up) in enumerate([("a", 0.0, 10.0), ("b", 86_400.0, 5000.0)] * 3):
+        now = 100.0 * index
+        begun = {**taken(now + ahead, now + up, host, host), "life": f"{index}"}
+        done = {**record(now + 50 + ahead, now + 50 + up), "life": f"{index}", "attempt": index + 1}
+        lives += [begun, done]
+    line = timeline(lives)
+    assert line.times[::4] == (0.0, 200.0, 400.0), "A's own clock tells"
+    assert line.times[3::4] == (200.0, 400.0, 600.0), "B's: it was over when A came back"
+    assert len(line.flags) == 1
+    assert line.flags[0].startswith("the clocks of a and b differ by 863")
+
+
+def test_who_merges_and_launches_nothing_lives_after_those_whose_records_came() -> None:
+    merges = {"event": "merged", "lives": ["y"], "life": "z", "at": 500.0, "mono": 5.0}
+    one = [{**taken(0.0, 10.0), "life": "x"}, {**record(1.0, 11.0), "event": "launched", "attempt": 1, "life": "x"}]
+    other = [{**record(100.0, 9000.0), "event": "launched", "attempt": 2, "life": "y"}]
+    begins = {**taken(501.0, 6.0, boot="two"), "life": "z"}
+    assert in_order([*one, merges, *other, begins]) == [*one, *other, merges, begins]
 
 
 SECONDS = st.floats(0, 1e9)

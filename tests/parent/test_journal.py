@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.core.machines import Machine
 
+from ksupervise.core.clock import MERGED, lives_here, timeline
 from ksupervise.parent import journal
 from ksupervise.parent.journal import Journal
 
@@ -47,7 +52,7 @@ def test_a_record_says_when_on_both_clocks_and_what(path: Path) -> None:
     book.close()
     (record,) = journal.read(path)
     assert record == written
-    assert set(record) == {"event", "at", "mono", "seq", "path"}
+    assert set(record) == {"event", "at", "mono", "life", "seq", "path"}
 
 
 def test_no_journal_is_an_empty_one(path: Path) -> None:
@@ -106,3 +111,90 @@ def test_a_record_that_only_half_fitted_spoils_no_later_one(path: Path, monkeypa
 def test_the_journal_is_private(path: Path) -> None:
     write(path, "launched")
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+# Journals of several machines
+
+
+def lines(*records: dict[str, Any]) -> bytes:
+    """As a journal holds them."""
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
+def told(path: Path) -> list[dict[str, Any]]:
+    """What the journal tells, but for the notes of who merged what."""
+    return [record for record in journal.read(path) if record["event"] != MERGED]
+
+
+A, B = Machine("a"), Machine("b", ahead=-7200.0, up=3.0)
+A1, B1, A2 = A.life(), B.life(), A.life()
+BEGUN = [A1.took(0), *A1.trains(1, 1), A1.committed(50, 1, 10)]
+TAIL = [A1.superseded(200), A1.ended(201, 1, 0, 12, "preempted")]
+THERE = [B1.took(100), *B1.trains(101, 2, resumed=10), B1.committed(150, 2, 30), B1.ended(180, 2, 10, 40, "preempted")]
+BACK = [A2.took(300), *A2.trains(301, 3, resumed=40), A2.ended(400, 3, 40, 50)]
+
+
+def test_what_comes_twice_is_there_once(path: Path) -> None:
+    path.write_bytes(lines(*BEGUN))
+    for _ in range(2):
+        journal.merge(path, lines(*BEGUN, *THERE))
+    assert told(path) == [*BEGUN, *THERE]
+    assert len(events(path)) == len(told(path)) + 1
+
+
+def test_a_journal_that_repeats_itself_is_told_once(path: Path) -> None:
+    journal.merge(path, lines(*BEGUN, *BEGUN))
+    assert told(path) == BEGUN
+
+
+def test_lines_that_a_machine_had_of_its_own_stay_in_its_life(path: Path) -> None:
+    """B knew the beginning only; what A said after that comes later, and belongs before."""
+    path.write_bytes(lines(*BEGUN, *THERE))
+    journal.merge(path, lines(*BEGUN, *TAIL, *BACK))
+    assert told(path) == [*BEGUN, *TAIL, *THERE, *BACK]
+
+
+def test_whose_lives_came_from_elsewhere_is_noted(path: Path) -> None:
+    path.write_bytes(lines(*BEGUN, *TAIL))
+    journal.merge(path, lines(*BEGUN, *THERE))
+    assert [life.name for life in lives_here(journal.read(path)) if life.name != journal.LIFE] == [A1.name]
+    elsewhere = path.with_name("elsewhere")
+    elsewhere.write_bytes(lines(*THERE))
+    journal.merge(elsewhere, path.read_bytes())
+    assert [life.name for life in lives_here(journal.read(elsewhere)) if life.name != journal.LIFE] == [B1.name]
+
+
+def test_what_came_torn_is_left(path: Path) -> None:
+    whole = lines(*BEGUN, *THERE)
+    path.write_bytes(lines(*BEGUN)[:-1])
+    journal.merge(path, whole[:-7])
+    journal.merge(path, whole)
+    assert told(path) == [*BEGUN, *THERE]
+
+
+def test_nothing_new_changes_nothing(path: Path) -> None:
+    path.write_bytes(lines(*BEGUN))
+    journal.merge(path, lines(*BEGUN)[5:])
+    journal.merge(path, b"\n\n")
+    assert path.read_bytes() == lines(*BEGUN)
+
+
+def test_a_machine_without_the_run_has_it_afterwards(path: Path) -> None:
+    journal.merge(path, lines(*BEGUN, *THERE))
+    assert told(path) == [*BEGUN, *THERE]
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@given(st.permutations([BEGUN, BEGUN + TAIL, BEGUN + THERE, BEGUN + THERE + BACK, TAIL + BACK, THERE[2:]]))
+def test_in_any_order_of_arrival_nothing_is_lost_or_repeated(arrivals: list[list[dict[str, Any]]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "journal.jsonl")
+        for each in arrivals:
+            journal.merge(path, lines(*each))
+        assert told(path) == [*BEGUN, *TAIL, *THERE, *BACK]
+        line = timeline(told(path))
+        assert all(later >= earlier for earlier, later in itertools.pairwise(line.times[: len(BEGUN + TAIL)])), (
+            "within a life"
+        )
+        assert all(later >= earlier for earlier, later in itertools.pairwise(line.times[len(BEGUN + TAIL) :]))
+        assert [flag for flag in line.flags if "clocks of a and b differ" not in flag] == []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import select
 import sys
-import time
+import threading
 
 from ksupervise.replicas.folder import Folder
 from ksupervise.replicas.format import Generation
@@ -21,13 +21,17 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+def wait(seconds: float) -> None:
+    threading.Event().wait(seconds)
+
+
 def main(folder: str, holder: str, kind: str) -> None:
     """Play the machine."""
     place = Folder(folder)
     place.excludes = kind == "excludes"
     generation = Generation(1, "1f2e3d4c", "digits")
     lease = Lease(place, generation, holder, 1, interval=INTERVAL, patience=30 * INTERVAL)
-    found = lease.acquire(time.sleep)
+    found = lease.acquire(wait)
     if not isinstance(found, Acquired):
         say(f"busy {found.where}")
         return

@@ -108,17 +108,21 @@ class Weather:
         port: to ask instead of the server's.
         rule: what happens to the next request, by its method and path.
         seen: method, path and fate of each request there was.
+        done: told of each request that the server has answered: method, path, body, and the answer's status.
+        host: address that it listens on.
     """
 
     port: int = 0
     rule: Callable[[str, str], Fate] = lambda _method, _path: "fine"
     seen: list[tuple[str, str, Fate]] = field(default_factory=list)
+    done: Callable[[str, str, bytes, int], None] = lambda _method, _path, _body, _status: None
+    host: str = "127.0.0.1"
     _clear: threading.Event = field(default_factory=threading.Event)
 
     @property
     def url(self) -> str:
         """Its address."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def clear(self) -> None:
         """What is stalled ends, without an answer."""
@@ -130,9 +134,9 @@ class Weather:
 
 
 @contextlib.contextmanager
-def weather(server: Server) -> Iterator[Weather]:
-    """A proxy before the server, fine at first."""
-    between = Weather()
+def weather(server: Server, host: str = "127.0.0.1") -> Iterator[Weather]:
+    """A proxy before the server, fine at first. `host`: an address of this machine's, to listen on."""
+    between = Weather(host=host)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -155,6 +159,7 @@ def weather(server: Server) -> Iterator[Weather]:
                 between.wait()
                 return
             status, headers, answer = _forward(server, self, body)
+            between.done(self.command, self.path, body, status)
             if fate == "lost":
                 return
             self.send_response(status)
@@ -166,7 +171,7 @@ def weather(server: Server) -> Iterator[Weather]:
 
     for method in ("GET", "HEAD", "PUT", "POST", "DELETE"):
         setattr(Handler, f"do_{method}", Handler.handle_any)
-    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    proxy = ThreadingHTTPServer((host, 0), Handler)
     proxy.daemon_threads = True
     proxy.handle_error = lambda *_: None  # type: ignore[method-assign] # a client that gave up
     between.port = proxy.server_address[1]

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from ksupervise.replicas import drive, folder
-from ksupervise.replicas.folder import Folder, Mount
+from ksupervise.replicas.folder import Folder
 from ksupervise.replicas.place import Arrival, NotThere, ReplicaUnreachable
+from ksupervise.store.mounts import Mount
 
 from .place_contract import KEY, Opener, PlaceContract, content, put, record_of
 
@@ -39,7 +40,7 @@ class FakeDrive:
         raise OSError(errno.ENODATA, "none", path)
 
     def mount_of(self, path: str) -> Mount:
-        """As folder.mount_of."""
+        """As store.mounts.mount_of."""
         below = self.mounted and (path == self.point or path.startswith(f"{self.point}/"))
         return Mount(self.point, "fuse.drive") if below else Mount("/", "overlay")
 

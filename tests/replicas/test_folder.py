@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -17,8 +19,8 @@ from tests.store import fuse
 
 from ksupervise.errors import UsageError
 from ksupervise.replicas import folder
-from ksupervise.replicas.folder import Folder, Mount, mount_in, mount_of
-from ksupervise.replicas.open import open_place
+from ksupervise.replicas.folder import Folder
+from ksupervise.replicas.open import check_places, open_place
 from ksupervise.replicas.place import (
     Arrival,
     Entry,
@@ -29,6 +31,7 @@ from ksupervise.replicas.place import (
     ReplicaUnreachable,
 )
 from ksupervise.store import CHUNK
+from ksupervise.store.mounts import Mount, mount_of
 
 from .place_contract import KEY, Opener, PlaceContract, content, put, record_of
 
@@ -256,7 +259,7 @@ def test_an_object_that_cannot_be_read_now_is_not_gone(mounted: Mounted) -> None
         (errno.EHOSTDOWN, ReplicaUnreachable, "server is down"),
         (errno.ENODEV, ReplicaUnreachable, "attach"),
         (errno.ENXIO, ReplicaUnreachable, "attach"),
-        (errno.EMFILE, ReplicaUnreachable, "tried again"),
+        (errno.EMFILE, ReplicaUnreachable, "See what is wrong"),
     ],
 )
 def test_each_error_has_its_kind(
@@ -353,8 +356,9 @@ def test_a_link_to_a_folder_can_be_the_place(tmp_path: Path) -> None:
 
 def test_a_link_to_nothing_is_not_followed(tmp_path: Path) -> None:
     os.symlink(tmp_path / "gone", tmp_path / "link")
-    with pytest.raises(ReplicaUnreachable):
-        Folder(str(tmp_path / "link"))
+    for path in ("link", "link/below"):
+        with pytest.raises(ReplicaUnreachable, match=r"/link is a link to .*/gone, which is not there. Mount or make"):
+            Folder(str(tmp_path / path))
 
 
 def test_empty_folders_do_not_stay(place: Folder) -> None:
@@ -405,33 +409,6 @@ def test_a_truncated_object_has_not_arrived(place: Folder) -> None:
 
 # Mounts --------------------------------------------------------------------------------------------
 
-TABLE = r"""overlay / overlay rw,relatime 0 0
-proc /proc proc rw 0 0
-drive /content/drive fuse.drive rw,nosuid,nodev,relatime,user_id=0,group_id=0,default_permissions,allow_other 0 0
-drive /content/g\040drive fuse.drive rw 0 0
-systemd-1 /net autofs rw 0 0
-server:/export /net nfs4 rw 0 0
-/dev/sdb1 /mnt/a\134b\011c fuseblk rw 0 0
-broken
-"""
-
-
-@pytest.mark.parametrize(
-    ("path", "point", "kind"),
-    [
-        ("/", "/", "overlay"),
-        ("/content", "/", "overlay"),
-        ("/content/drive", "/content/drive", "fuse.drive"),
-        ("/content/drive/MyDrive/x", "/content/drive", "fuse.drive"),
-        ("/content/drives", "/", "overlay"),
-        ("/content/g drive/My Drive", "/content/g drive", "fuse.drive"),
-        ("/net/x", "/net", "nfs4"),
-        ("/mnt/a\\b\tc/x", "/mnt/a\\b\tc", "fuseblk"),
-    ],
-)
-def test_the_mount_of_a_path_is_the_nearest(path: str, point: str, kind: str) -> None:
-    assert mount_in(TABLE, path) == Mount(point, kind)
-
 
 @pytest.mark.parametrize(
     ("kind", "excludes"),
@@ -444,12 +421,6 @@ def test_the_mount_of_a_path_is_the_nearest(path: str, point: str, kind: str) ->
 def test_who_can_exclude(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, excludes: bool) -> None:
     monkeypatch.setattr(folder, "mount_of", lambda _: Mount("/", kind))
     assert Folder(str(tmp_path)).excludes is excludes
-
-
-def test_without_a_table_the_mount_is_found_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = mount_of(str(tmp_path)).point
-    monkeypatch.setattr(folder, "_MOUNTS", str(tmp_path / "none"))
-    assert mount_of(str(tmp_path)) == Mount(expected, "")
 
 
 def test_another_disk_is_seen_as_one(tmp_path: Path) -> None:
@@ -473,33 +444,46 @@ def test_another_disk_is_seen_as_one(tmp_path: Path) -> None:
 # What a user writes --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["{path}", "file://{path}", "file://localhost{path}", "sub/../My Drive/m", "file://{quoted}", "./My Drive/m"],
-)
-def test_folders_are_named_in_these_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_a_relative_folder_stays_where_it_was_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    path = str(tmp_path / "My Drive" / "m")
-    place = open_place(text.format(path=path, quoted=path.replace(" ", "%20")))
+    place = open_place("sub/../My Drive/m")
     assert isinstance(place, Folder)
-    assert place.path == place.name == path
+    assert place.path == place.name == str(tmp_path / "My Drive" / "m")
     monkeypatch.chdir("/")
     put(place, b"x", "a")
     assert (tmp_path / "My Drive" / "m" / "a").read_bytes() == b"x"
 
 
-def test_a_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert open_place("~/x").name == str(tmp_path / "x")
+def test_places_that_are_apart_are_fine(tmp_path: Path) -> None:
+    check_places([str(tmp_path / "a"), str(tmp_path / "ab"), "s3://b/x", "s3://b/y"], tmp_path / "store")
 
 
-@pytest.mark.parametrize("text", ["", "  ", "http://host/x", "ftp://key:HIDDEN@host/x", "s3:/bucket/x", "gs:bucket"])
-def test_what_is_no_place_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="It can be a folder, file:///FOLDER, s3://BUCKET/PREFIX, gs:") as raised:
-        open_place(text)
-    assert "HIDDEN" not in str(raised.value)
+@pytest.mark.parametrize(
+    "twice", [("/{0}/real", "/{0}/link"), ("/{0}/link/x", "/{0}/real/x"), ("s3://b/x", "s3://b/x")]
+)
+def test_a_folder_given_twice_is_refused(tmp_path: Path, twice: tuple[str, str]) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    places = [text.format(str(tmp_path).lstrip("/")) for text in twice]
+    with pytest.raises(UsageError, match="are one and the same: give it once") as raised:
+        check_places(places, tmp_path / "store")
+    assert all(place in str(raised.value) for place in places)
 
 
-def test_a_folder_of_another_machine_is_refused() -> None:
-    with pytest.raises(UsageError, match="three slashes"):
-        open_place("file://host/x")
+@pytest.mark.parametrize("place", ["store", "store/replica", "link/replica", ".", "link/.."])
+def test_a_folder_around_the_store_or_in_it_is_refused(tmp_path: Path, place: str) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "link").symlink_to("store")
+    with pytest.raises(UsageError, match=r"one inside the other.* Choose a folder elsewhere"):
+        check_places(["s3://b", f"{tmp_path}/{place}"], tmp_path / "store")
+
+
+def test_where_a_mount_that_hangs_leads_is_not_asked(mounted: Mounted) -> None:
+    """A stopped process serves it: whoever asks it anything waits for ever."""
+    os.kill(mounted.mount.pid, signal.SIGSTOP)
+    try:
+        program = "import sys; from ksupervise.replicas.open import check_places as c; c(sys.argv[1:], '/store')"
+        command = [sys.executable, "-c", program, mounted.path, str(mounted.below / "other")]
+        assert subprocess.run(command, timeout=60, check=False).returncode == 0
+    finally:
+        os.kill(mounted.mount.pid, signal.SIGCONT)

@@ -13,6 +13,7 @@ import pytest
 
 from ksupervise.errors import UsageError
 from ksupervise.replicas import objects
+from ksupervise.replicas.clouds import CLOUDS, fault
 from ksupervise.replicas.objects import Objects, open_bucket
 from ksupervise.replicas.open import open_place
 from ksupervise.replicas.place import (
@@ -254,9 +255,11 @@ def test_a_server_that_does_not_serve_is_unreachable(between: Weather, fate: Fat
         pytest.skip("nothing to cut")
     put(open_place(URL), content(5000))
     between.rule = lambda *_: fate
-    with pytest.raises(ReplicaUnreachable, match=r"s3://bucket/my model/run-1.* It is tried again\.") as raised:
+    with pytest.raises(ReplicaUnreachable, match=r"^s3://bucket/my model/run-1.*[a-z]\.$") as raised:
         ways()[way](hasty())
     assert HIDDEN not in str(raised.value)
+    words = {"stalled": "does not answer in time", "failing": "answered 503 Service Unavailable", "lost": "broke off"}
+    assert words.get(fate, "broke off") in str(raised.value)
     between.rule = lambda *_: "fine"
     hasty().entries("run/")
 
@@ -266,7 +269,7 @@ def test_a_server_that_is_down_is_unreachable(bucket: Server, monkeypatch: pytes
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    with pytest.raises(ReplicaUnreachable, match="network"):
+    with pytest.raises(ReplicaUnreachable, match=f"127.0.0.1:{port} refuses .*, and whether AWS_ENDPOINT_URL is right"):
         ways()[way](hasty())
 
 
@@ -281,14 +284,14 @@ def test_what_was_cut_short_goes_on_being_read(between: Weather) -> None:
 
 @pytest.mark.parametrize("way", [way for way in ways() if way != "arrival"])
 def test_a_bucket_that_is_not_there_is_refused(bucket: Server, way: str) -> None:
-    with pytest.raises(ReplicaRefused, match=r"s3://none/x: there is no such bucket. Create it"):
+    with pytest.raises(ReplicaRefused, match=r"s3://none/x: there is no such bucket at 127.0.0.1:\d+. Create it"):
         ways()[way](open_place("s3://none/x"))
 
 
 @pytest.mark.parametrize("way", ways())
 def test_wrong_credentials_are_refused(bucket: Server, way: str) -> None:
     place = open_place(URL)
-    with wanting_credentials(bucket), pytest.raises(ReplicaRefused, match="Set AWS_ACCESS_KEY_ID") as raised:
+    with wanting_credentials(bucket), pytest.raises(ReplicaRefused, match="see AWS_ACCESS_KEY_ID") as raised:
         ways()[way](place)
     assert HIDDEN not in str(raised.value)
     assert "AKIA" not in str(raised.value)
@@ -333,10 +336,10 @@ def test_without_obstore_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch
         ("status code: 403 Forbidden: <Code>RequestTimeTooSkewed</Code>", ReplicaRefused, "clock"),
         ("status code: 400 Bad Request: <Code>ExpiredToken</Code>", ReplicaRefused, "expired"),
         ("status code: 301 Moved: <Code>PermanentRedirect</Code>", ReplicaRefused, "region"),
-        ("status code: 429 Too Many Requests: ", ReplicaUnreachable, "tried again"),
-        ("status code: 503 Slow Down: <Code>SlowDown</Code>", ReplicaUnreachable, "tried again"),
+        ("status code: 429 Too Many Requests: ", ReplicaUnreachable, "overloaded"),
+        ("status code: 503 Slow Down: <Code>SlowDown</Code>", ReplicaUnreachable, "overloaded"),
         ("GET http://169.254.169.254/latest/api/token - HTTP error", ReplicaRefused, "no credentials"),
-        ("GET https://c.blob.core.windows.net/x?sv=1&sig=SECRET in 1 ms", ReplicaUnreachable, "tried again"),
+        ("GET https://c.blob.core.windows.net/x?sv=1&sig=SECRET in 1 ms", ReplicaUnreachable, "network"),
     ],
 )
 def test_faults_are_told_apart(text: str, kind: type[Exception], words: str) -> None:
@@ -355,34 +358,15 @@ def test_faults_are_told_apart(text: str, kind: type[Exception], words: str) -> 
     assert "SECRET" not in str(raised.value)
 
 
-def test_metadata_that_fails_later_is_only_unreachable(bucket: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metadata_that_fails_later_is_only_unreachable() -> None:
     from obstore.exceptions import GenericError
 
-    place = open_bucket(URL)
-    place.entries("run/")
-    fault = place._fault(GenericError("GET http://169.254.169.254/latest/api/token - HTTP error"), KEY)
-    assert isinstance(fault, ReplicaUnreachable)
+    error = GenericError("GET http://169.254.169.254/latest/api/token - HTTP error")
+    for answered, kind in [(True, ReplicaUnreachable), (False, ReplicaRefused)]:
+        assert type(fault(error, URL, KEY, CLOUDS["s3"], answered=answered)) is kind
 
 
 # The URL -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        f"s3://key:{HIDDEN}@bucket/x",
-        f"s3://bucket/x?secret={HIDDEN}",
-        f"s3://bucket/x#{HIDDEN}",
-        "s3:///x",
-        "s3://buc ket/x",
-        "s3://bucket/a//b",
-        "s3://bucket/a/../b",
-    ],
-)
-def test_urls_that_name_no_place_are_refused(bucket: Server, url: str) -> None:
-    with pytest.raises(UsageError, match="--replica s3://") as raised:
-        open_place(url)
-    assert HIDDEN not in str(raised.value)
 
 
 @pytest.mark.parametrize(("url", "name"), [("s3://bucket", "s3://bucket"), ("s3://bucket/a%20b/", "s3://bucket/a b")])

@@ -22,7 +22,7 @@ import pytest
 from ksupervise.replicas import talk as talking
 from ksupervise.replicas.fetch import look, read_manifest
 from ksupervise.replicas.folder import Folder
-from ksupervise.replicas.format import Generation
+from ksupervise.replicas.format import MANIFEST, Generation
 from ksupervise.replicas.place import Arrival, ReplicaFull, ReplicaRefused, ReplicaUnreachable
 from ksupervise.replicas.talk import Config, Ended, Orders, Reports
 from ksupervise.replicas.upload import arrival
@@ -107,6 +107,26 @@ class Anybody:
 
     def release(self) -> None:
         self.calls.append("release")
+
+
+class Restless(Anybody):
+    """A sign of life is due all the time."""
+
+    def beat(self) -> None:
+        super().beat()
+        self.until_beat = 0.01
+
+
+class Patient(Anybody):
+    """It has to watch another one for a while."""
+
+    LOOKS = 20
+
+    def hold(self, sleep: Callable[[float], None]) -> bool:
+        if not self.calls:
+            for _ in range(self.LOOKS):
+                sleep(0.001)
+        return super().hold(sleep)
 
 
 @contextmanager
@@ -358,6 +378,23 @@ def test_the_end_waits_for_the_newest(store: CheckpointStore, place: MemoryPlace
     assert complete(place)[0] == 2
 
 
+def test_how_it_ended_goes_there_before_the_last_checkpoint(store: CheckpointStore, place: MemoryPlace) -> None:
+    put(store, 1)
+    with serving(store, place, holder="here", attempt=3) as talk:
+        talk.until("idle")
+        assert not [key for key in place.objects if "/history/" in key], "it goes on"
+        with open(store.layout.journal, "a", encoding="utf-8") as journal:
+            journal.write('{"event":"verdict"}\n')
+        put(store, 2)
+        place.calls.clear()
+        talk.order(op="finish", seconds=60)
+        talk.until("finished", complete=True)
+    written = [key for method, key in place.calls if method == "write"]
+    assert written[0] == f"{GENERATION.histories}000003-here.0001.jsonl"
+    assert place.objects[written[0]].endswith(b'{"event":"verdict"}\n')
+    assert MANIFEST in written[-1]
+
+
 def test_at_the_end_an_older_one_gives_way(store: CheckpointStore, place: MemoryPlace) -> None:
     put(store, 1, size=8 * MIB)
     finishing = threading.Event()
@@ -445,6 +482,33 @@ def test_an_owner_gives_signs_of_life_and_lets_go_at_the_end_only(store: Checkpo
     with serving(store, place, owner=orphan) as talk:
         talk.until("idle")
     assert "release" not in orphan.calls
+
+
+def test_who_tries_again_is_alive_meanwhile(store: CheckpointStore, place: MemoryPlace) -> None:
+    put(store, 1)
+    owner = Restless()
+
+    def refuse(method: str, _: str) -> None:
+        if method == "write":
+            raise ReplicaUnreachable("it is away")
+
+    place.before = refuse
+    with serving(store, place, owner=owner) as talk:
+        assert talk.until("failed")["again_s"] >= 0.5
+        before = owner.calls.count("beat")
+        talk.until("failed")
+        assert owner.calls.count("beat") - before >= 5
+        owner.lost = "it is theirs"
+        assert talk.until("superseded")["by"] == "it is theirs"
+
+
+def test_who_waits_for_a_dead_owner_is_alive_meanwhile(store: CheckpointStore, place: MemoryPlace) -> None:
+    put(store, 1)
+    owner = Patient()
+    with serving(store, place, owner=owner) as talk:
+        talk.until("replicated")
+        before = [report["op"] for report in talk.heard].index("room")
+        assert len([report for report in talk.heard[:before] if report["op"] == "beat"]) >= Patient.LOOKS
 
 
 def test_what_is_rotten_here_is_told_and_the_one_before_copied(store: CheckpointStore, place: MemoryPlace) -> None:
@@ -597,6 +661,28 @@ def test_a_claimed_run_is_held_and_its_token_seen(store: CheckpointStore, tmp_pa
     with process(store, folder, holder="here-1-abc", token=3, pid=os.getpid()) as (talk, _):
         talk.order(op="finish", seconds=60)
         assert talk.rest()[-1] == {"op": "finished", "complete": True}
+    assert list(folder.glob("*/*/owner/*gone*"))
+
+
+def test_a_claim_gives_signs_of_life_until_a_worker_goes_on_with_it_or_it_is_let_go(
+    store: CheckpointStore, tmp_path: Path
+) -> None:
+    put(store, 1)
+    folder, record = tmp_path / "replica", Path(store.layout.run_json).read_text()
+    mine = {"run": RUN, "holder": "here-1-abc", "attempt": 3, "record": record, "pid": os.getpid(), "interval": 0.05}
+    with process(store, folder, "claim", **mine) as (talk, child):
+        talk.until("owned")
+        seen: set[str] = set()
+        while len(seen) < 4:
+            assert child.poll() is None
+            seen |= {path.name for path in folder.glob("*/*/owner/*-here-1-abc.0*")}
+        talk.close()
+        assert child.wait(PATIENCE) == 0
+    assert not list(folder.glob("*/*/owner/*gone*")), "others have to wait: it may go on"
+    with process(store, folder, "claim", **mine) as (talk, child):
+        talk.until("owned")
+        talk.order(op="finish", seconds=60)
+        assert child.wait(PATIENCE) == 0
     assert list(folder.glob("*/*/owner/*gone*"))
 
 

@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from ksupervise.store.mounts import MOUNTINFO, file_system, has_reliable_flock, is_shared
+from ksupervise.store.mounts import (
+    MOUNTINFO,
+    Mount,
+    file_system,
+    has_reliable_flock,
+    is_shared,
+    mount_of,
+    resolved,
+)
 
 MOUNTS = r"""
 22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
@@ -107,6 +115,57 @@ def test_mounts_that_are_each_others_parents_end(tmp_path: Path) -> None:
     mountinfo = tmp_path / "mountinfo"
     mountinfo.write_text("1 0 0:1 / / rw - ext4 a rw\n2 1 0:2 / / rw - xfs b rw\n1 2 0:1 / / rw - nfs a rw\n")
     assert file_system("/run", mountinfo) in ("ext4", "xfs", "nfs")
+
+
+@pytest.mark.parametrize(
+    ("path", "mount"),
+    [
+        ("/usr/share", Mount("/", "ext4")),
+        ("/homes", Mount("/", "ext4")),
+        ("/home/me/scratch/x", Mount("/home/me/scratch", "xfs")),
+        ("/content/gdrive/My Drive/model", Mount("/content/gdrive", "fuse.drive")),
+        ("/mnt/with a blank\\and\tmore/run", Mount("/mnt/with a blank\\and\tmore", "cifs")),
+        ("/old/part/file", Mount("/old", "ext4")),
+        ("/auto/me", Mount("/auto", "nfs")),
+    ],
+)
+def test_where_the_mount_is_that_a_path_leads_to(mountinfo: Path, path: str, mount: Mount) -> None:
+    assert mount_of(path, mountinfo) == mount
+
+
+def test_without_a_list_the_mount_is_found_all_the_same(tmp_path: Path) -> None:
+    expected = mount_of(tmp_path).point
+    assert mount_of(tmp_path / "not made yet", tmp_path / "missing") == Mount(expected, "")
+
+
+def test_links_are_followed_up_to_a_mount_that_may_not_answer(tmp_path: Path) -> None:
+    tmp_path = tmp_path.resolve()
+    for folder in ("real", "nas"):
+        (tmp_path / folder).mkdir()
+    links = {
+        "link": "real",
+        "far": "nas/x/../y",
+        "up": str(tmp_path / "link" / ".."),
+        "ring": "ring",
+        "nas/in": "../real",
+    }
+    for link, target in links.items():
+        (tmp_path / link).symlink_to(target)
+    mountinfo = tmp_path / "mountinfo"
+    mountinfo.write_text(f"1 0 8:1 / / rw - ext4 a rw\n2 1 0:9 / {tmp_path}/nas rw - nfs4 server:/ rw\n")
+    for path, expected in {
+        "real/not yet": "real/not yet",
+        "link/a/../b": "real/b",
+        "link/../link/a": "real/a",
+        "far/z": "nas/y/z",
+        "up/link": "real",
+        "ring/x": "ring/x",
+        "nas/in/x": "nas/in/x",
+        "nas": "nas",
+    }.items():
+        assert resolved(tmp_path / path, mountinfo) == str(tmp_path / expected), path
+    assert resolved("/", mountinfo) == "/"
+    assert resolved(tmp_path / "nas/in/x", tmp_path / "missing") == str(tmp_path / "real/x"), "all is local"
 
 
 @pytest.mark.skipif(not os.path.exists(MOUNTINFO), reason="only Linux lists its mounts so")

@@ -6,8 +6,11 @@ this call's only if its script is the same to the letter, or if the user named i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from ksupervise.core.clock import TAKEN
 
 Order = tuple[int, int, str]  # attempt, seq, holder: sorts checkpoints from old to new
 
@@ -24,6 +27,7 @@ class Seen:
         newest: of its newest whole checkpoint, None if there is none.
         step: of that checkpoint.
         token: the highest number of an attempt that was claimed there.
+        told: first attempt of the owner who last said there how it ended, 0 for nobody.
     """
 
     place: int
@@ -33,6 +37,7 @@ class Seen:
     newest: Order | None = None
     step: int = 0
     token: int = 0
+    told: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,14 +53,12 @@ class Choice:
     """What is done.
 
     Attributes:
-        number: of the generation that is written to; a new one if no `Seen` has it.
         token: no attempt above this number is known in the places.
         fetch: what is brought here first, None for nothing. On an empty machine also a run without a checkpoint: its
             record says who it is.
         refusal: why nothing is done, "" if something is: what it is, and what to do now.
     """
 
-    number: int = 1
     token: int = 0
     fetch: Seen | None = None
     refusal: str = ""
@@ -71,9 +74,9 @@ def choose(local: Local | None, seen: Sequence[Seen], *, digest: str, named: boo
         named: the user gave `--name`.
         fresh: the user wants to begin anew.
     """
-    newest = max((each.number for each in seen), default=0)
     if fresh or not seen:
-        return Choice(number=newest + 1)
+        return Choice()
+    newest = max(each.number for each in seen)
     last = [each for each in seen if each.number == newest]
     if local is not None:
         return _with_local(local, seen, last)
@@ -107,4 +110,27 @@ def _from(seen: Sequence[Seen], have: Order | None, *, empty: bool) -> Choice:
     best = max(seen, key=lambda each: (each.newest is not None, each.newest or (0, 0, ""), -each.place))
     newer = empty or (best.newest is not None and (have is None or best.newest > have))
     token = max(each.token for each in seen)
-    return Choice(number=best.number, token=token, fetch=best if newer else None)
+    return Choice(token=token, fetch=best if newer else None)
+
+
+def verdict(records: Iterable[Mapping[str, Any]], newest: int) -> Mapping[str, Any] | None:
+    """How the run ended elsewhere: the "verdict" that is the journal's last word, None if there is none that counts.
+
+    It does not if somebody took the run on since, or if a checkpoint was committed that did not come here: then what
+    is here is no end.
+
+    Args:
+        records: of the merged journal.
+        newest: number of the newest checkpoint that is here, 0 for none.
+    """
+    found: Mapping[str, Any] | None = None
+    committed = 0
+    for record in records:
+        event = record.get("event")
+        if event == "verdict":
+            found = record
+        elif event in (TAKEN, "launched"):
+            found = None
+        elif event == "committed":
+            committed = max(committed, int(record.get("seq", 0)))
+    return found if committed <= newest else None

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ksupervise.core.clock import timeline
+from ksupervise.core.clock import Life, timeline
 
 Record = Mapping[str, Any]
 
@@ -18,8 +18,10 @@ Record = Mapping[str, Any]
 class AttemptAccount:
     """One life of the child, as `status --json` shows it.
 
-    `started` and `ended` are wall times; `span` is when it began, began to train and ended on the journal's own
-    timeline, in seconds, None for what did not happen yet.
+    `started` and `ended` are wall times of the attempt's own machine; `seconds` is how long it lasted, or has lasted;
+    `span` is when it began, began to train and ended on the journal's own timeline, in seconds, None for what did not
+    happen yet. `at_least`: what it did last is not known, its steps and what is lost of them are what is known.
+    `host`: its machine, "" if unknown. `life`: its parent's, see `core/clock.py`.
     """
 
     number: int
@@ -35,12 +37,16 @@ class AttemptAccount:
     guarantee: str = ""
     executed: int = 0
     lost_steps: int = 0
+    at_least: bool = False
+    seconds: float = 0.0
+    host: str = ""
+    life: str = ""
     span: tuple[float, float | None, float | None] = (0.0, None, None)
 
     def as_json(self) -> dict[str, Any]:
         """The documented fields."""
         names = "number cause detail exit signal started ended first_step last_step resumed_from lost_steps guarantee"
-        return {name: getattr(self, name) for name in names.split()}
+        return {name: getattr(self, name) for name in f"{names} at_least seconds host".split()}
 
 
 @dataclass(frozen=True)
@@ -51,59 +57,128 @@ class Account:
         attempts: oldest first.
         steps_executed: every trained step, repeated ones too.
         lost_steps: steps trained after the checkpoint that was resumed from, trained again.
+        at_least: so many steps are known of; there may have been more.
         goodput: share of wall time spent on progress that was kept, 0..1, None before any step.
         checkpoint: the newest "committed" record, None before the first.
-        clock_flags: what was wrong with the machine's clocks, in words.
+        clock_flags: what was wrong with the machines' clocks, in words.
     """
 
     attempts: tuple[AttemptAccount, ...] = ()
     steps_executed: int = 0
     lost_steps: int = 0
+    at_least: bool = False
     goodput: float | None = None
     checkpoint: Record | None = field(default=None)
     clock_flags: tuple[str, ...] = ()
 
 
-def account(records: Iterable[Record], now: float) -> Account:
-    """The accounts of a whole journal, as of wall time `now`."""
-    known = list(records)
-    line = timeline(known)
-    attempts: dict[int, AttemptAccount] = {}
+def account(records: Iterable[Record], now: float | None) -> Account:
+    """The accounts of a whole journal, in whatever order its lives stand in it.
+
+    `now`: wall time of the machine whose parent wrote last, and goes on; None if nobody is known to.
+    """
+    line = timeline(records)
+    attempts: dict[tuple[int, int], _Attempt] = {}  # by number and life: two machines may have counted alike
     committed: Record | None = None
-    latest: dict[int, tuple[float, float]] = {}  # each attempt's last record: its wall time, its place on the timeline
-    for record, at in zip(known, line.times, strict=True):
-        if record.get("event") == "committed":
-            committed = record
-        number = record.get("attempt")
-        if isinstance(number, int):
-            wall = float(record.get("at", now))
-            current = attempts.get(number) or AttemptAccount(number, wall, span=(at, None, None))
-            attempts[number] = _enter(current, record, at, latest.get(number, (wall, at)))
-            latest[number] = (wall, at)
-    until = line.times[-1] + max(0.0, now - float(known[-1].get("at", now))) if known else 0.0
-    account = _close(_with_losses(list(attempts.values()), committed), committed, until)
-    return replace(account, clock_flags=line.flags)
+    times = iter(line.times)
+    for index, life in enumerate(line.lives):
+        for record in life.records:
+            at = next(times)
+            if record.get("event") == "committed":
+                committed = record
+            number = record.get("attempt")
+            if isinstance(number, int):
+                _attempt(attempts, number, index, life, record, at).enter(record, at, index)
+    until = None
+    if now is not None and line.lives:
+        until = line.times[-1] + max(0.0, now - float(line.lives[-1].records[-1].get("at", now)))
+    open_now = list(attempts.values())[-1:] if until is not None else []
+    closed = [each.closed(until if each in open_now else None) for each in attempts.values()]
+    return replace(_close(_with_losses(closed, committed), committed), clock_flags=line.flags)
 
 
-def _enter(attempt: AttemptAccount, record: Record, at: float, before: tuple[float, float]) -> AttemptAccount:
-    """`attempt` with one more of its records entered. `at`: its place on the timeline; `before`: that of the last."""
-    event, wall = record.get("event"), float(record.get("at", 0.0))
-    began, trained, _ = attempt.span
-    if event == "launched":
-        return replace(attempt, started=wall, span=(at, None, None))
-    if event == "fit_began":
-        return replace(attempt, span=(began, at if trained is None else trained, None))
-    if event == "resumed":  # of several (completed fits are put back first) the last one counts
-        return replace(attempt, resumed_from=record.get("step"), guarantee=str(record.get("guarantee", "")))
-    if event == "attempt_ended":
+def _attempt(
+    attempts: dict[tuple[int, int], _Attempt], number: int, index: int, life: Life, record: Record, at: float
+) -> _Attempt:
+    """The attempt that a record of life `index` is about: its own one, or else one that was found lost."""
+    mine = attempts.get((number, index))
+    if mine is None and record.get("event") != "launched":
+        mine = next((each for (known, _), each in reversed(attempts.items()) if known == number), None)
+    if mine is None:
+        account = AttemptAccount(number, float(record.get("at", 0.0)), host=life.host, life=life.name)
+        mine = attempts[number, index] = _Attempt(index, replace(account, span=(at, None, None)))
+    return mine
+
+
+@dataclass
+class _Attempt:
+    """An attempt whose records are being entered.
+
+    Attributes:
+        life: index of the life that launched it.
+        account: as far as it was entered.
+        latest: its own last record: its wall time, its place on the timeline.
+        known: newest step that a checkpoint of it has.
+        own_end: its own parent saw it end.
+        told: its control page, which outlives both, told how far it came.
+    """
+
+    life: int
+    account: AttemptAccount
+    latest: tuple[float, float] | None = None
+    known: int | None = None
+    own_end: bool = False
+    told: bool = False
+
+    def enter(self, record: Record, at: float, life: int) -> None:
+        """One more record about it. `at`: its place on the timeline; `life`: who wrote it."""
+        event, own = record.get("event"), life == self.life
+        wall = float(record.get("at", 0.0))
+        began, trained, ended = self.account.span
+        if event == "launched":
+            self.account = replace(self.account, started=wall, span=(at, None, None))
+        elif event == "fit_began":
+            self.account = replace(self.account, span=(began, at if trained is None else trained, ended))
+        elif event == "resumed":  # of several (completed fits are put back first) the last one counts
+            guarantee = str(record.get("guarantee", ""))
+            self.account = replace(self.account, resumed_from=record.get("step"), guarantee=guarantee)
+        elif event == "committed" and isinstance(record.get("step"), int):
+            self.known = max(self.known or 0, record["step"])
+        elif event == "attempt_ended" and (own or self._tells_more(record)):
+            self._end(record, at, wall)
+            self.own_end, self.told = own, "executed" in record
+        if own and event != "attempt_ended":
+            self.latest = (wall, at)
+
+    def _tells_more(self, record: Record) -> bool:
+        """Another parent found it lost. Who was there knows better; of two who were not, who found its traces."""
+        return not self.own_end and (self.account.ended is None or "executed" in record)
+
+    def _end(self, record: Record, at: float, wall: float) -> None:
         taken = ("cause", "detail", "exit", "signal", "first_step", "last_step", "executed")
-        ended, end = wall, at
         if "ended" in record:  # a lost one was entered later than it ended
-            ended = float(record["ended"])
-            end = before[1] + max(0.0, ended - before[0])
-        span = (began, trained, end)
-        return replace(attempt, ended=ended, span=span, **{name: record[name] for name in taken if name in record})
-    return attempt
+            before = self.latest or (wall, at)
+            wall = max(before[0], float(record["ended"]))
+            at = before[1] + wall - before[0]
+        span = (*self.account.span[:2], at)
+        told = {name: record[name] for name in taken if name in record}
+        self.account = replace(self.account, ended=wall, span=span, **told)
+
+    def closed(self, until: float | None) -> AttemptAccount:
+        """Its account. `until`: where on the timeline it is now, None if nobody is known to go on with it."""
+        began, trained, ended = self.account.span
+        alive = ended is None and until is not None
+        end = ended if ended is not None else until
+        if end is None:
+            end = began if self.latest is None else self.latest[1]
+        account = replace(self.account, seconds=max(0.0, end - began))
+        if alive or self.own_end or self.told:
+            return account
+        if self.known is None:
+            return replace(account, at_least=trained is not None)
+        first = account.resumed_from or 0
+        last = max(first, self.known)
+        return replace(account, first_step=first, last_step=last, executed=last - first, at_least=True)
 
 
 def _with_losses(attempts: list[AttemptAccount], committed: Record | None) -> list[AttemptAccount]:
@@ -124,21 +199,22 @@ def _with_losses(attempts: list[AttemptAccount], committed: Record | None) -> li
     return out[::-1]
 
 
-def _close(attempts: list[AttemptAccount], committed: Record | None, until: float) -> Account:
+def _close(attempts: list[AttemptAccount], committed: Record | None) -> Account:
     executed = sum(attempt.executed for attempt in attempts)
     lost = sum(attempt.lost_steps for attempt in attempts)
-    return Account(tuple(attempts), executed, lost, _goodput(attempts, until), committed)
+    at_least = any(attempt.at_least for attempt in attempts)
+    return Account(tuple(attempts), executed, lost, at_least, _goodput(attempts), committed)
 
 
-def _goodput(attempts: list[AttemptAccount], until: float) -> float | None:
+def _goodput(attempts: list[AttemptAccount]) -> float | None:
     if not any(attempt.executed for attempt in attempts):
         return None
     useful = 0.0
     for attempt in attempts:
-        _, trained, ended = attempt.span
+        began, trained, _ = attempt.span
         if trained is not None and attempt.executed:
             kept = 1.0 - min(1.0, attempt.lost_steps / attempt.executed)
-            useful += ((until if ended is None else ended) - trained) * kept
-    last = attempts[-1].span[2]
-    wall = (until if last is None else last) - attempts[0].span[0]
+            useful += max(0.0, began + attempt.seconds - trained) * kept
+    end = max(attempt.span[0] + attempt.seconds for attempt in attempts)
+    wall = end - attempts[0].span[0]
     return max(0.0, min(1.0, useful / wall)) if wall > 0 else None

@@ -1,4 +1,7 @@
-"""The append-only record of events: one JSON object a line, in `RUN/journal.jsonl`."""
+"""The append-only record of events: one JSON object a line, in `RUN/journal.jsonl`.
+
+Each record names the life that wrote it ("life", see `core/clock.py`): journals of several machines are merged.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ksupervise.core.clock import MERGED, in_order
+
+LIFE = os.urandom(4).hex()  # of this process
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 
 
@@ -27,8 +33,8 @@ class Journal:
 
     def write(self, event: str, **fields: Any) -> dict[str, Any]:
         """Append one record and return it. "at" is wall time, "mono" CLOCK_MONOTONIC, both in s."""
-        record = {"event": event, "at": round(time.time(), 3), "mono": round(time.monotonic(), 4), **fields}
-        line = b"\n" * self._torn + json.dumps(record, separators=(",", ":")).encode() + b"\n"
+        record = _record(event, fields)
+        line = b"\n" * self._torn + _line(record) + b"\n"
         try:
             self._append(line)
         except OSError as error:
@@ -74,30 +80,60 @@ class Journal:
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """All whole records, oldest first; torn or foreign lines are passed over. No file: none."""
+    """All whole records, life by life, the oldest first; torn or foreign lines are passed over. No file: none."""
     try:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:
         return
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):  # torn, or brackets upon brackets
-            continue
-        if isinstance(record, dict) and "event" in record:
-            yield record
+    for record in in_order(found for line in lines if (found := _parsed(line)) is not None):
+        yield dict(record)
 
 
 def merge(path: Path, told: bytes) -> None:
-    """Append the lines of another machine's journal that this one lacks, in their order. Raises OSError."""
+    """Append the records of another machine's journal that this one lacks, and note whose they are. Raises OSError.
+
+    What that machine noted of the kind is its own affair. A journal may come many times, and in any order.
+    """
     known = path.read_bytes().splitlines() if path.exists() else []
     here = set(known)
-    lacking = [line for line in told.splitlines() if line.strip() and line not in here]
-    if lacking:
-        fd = os.open(path, _FLAGS, 0o600)
-        try:
-            with open(fd, "ab", closefd=False) as file:
-                file.write(b"".join(line + b"\n" for line in ([b""] if known else []) + lacking))
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+    lives = {record.get("life") for line in known if (record := _parsed(line)) is not None}
+    lacking: list[bytes] = []
+    came: list[str] = []
+    for line in told.splitlines():
+        record = None if line in here else _parsed(line)
+        if record is None or record["event"] == MERGED:
+            continue
+        here.add(line)
+        lacking.append(line)
+        life = record.get("life")
+        if isinstance(life, str) and life not in lives and life not in came:
+            came.append(life)
+    if not lacking:
+        return
+    if came:  # first, for a disk that takes half of it
+        lacking.insert(0, _line(_record(MERGED, {"lives": came})))
+    fd = os.open(path, _FLAGS, 0o600)
+    try:
+        with open(fd, "ab", closefd=False) as file:
+            file.write(b"".join(line + b"\n" for line in ([b""] if known else []) + lacking))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _record(event: str, fields: dict[str, Any]) -> dict[str, Any]:
+    now = {"at": round(time.time(), 3), "mono": round(time.monotonic(), 4), "life": LIFE}
+    return {"event": event, **now, **fields}
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, separators=(",", ":")).encode()
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """The record in a line, None for a torn or foreign one."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # torn, or brackets upon brackets
+        return None
+    return record if isinstance(record, dict) and "event" in record else None

@@ -54,7 +54,7 @@ from ksupervise.parent.link import Connection, Listener
 from ksupervise.parent.owned import OwnedRun, open_journal
 from ksupervise.parent.pace import Pacer
 from ksupervise.parent.persist import Persister
-from ksupervise.parent.replicate.fleet import Fleet
+from ksupervise.parent.replicate.fleet import LAST_COPY, Fleet
 from ksupervise.parent.room import retention_of
 from ksupervise.parent.signals import STOPS, SignalPipe
 from ksupervise.parent.stage import Stage
@@ -70,7 +70,6 @@ from ksupervise.wire import AUTOGRAPH, Control
 
 _TICK = 1.0  # seconds between looks at what nobody announces: a stall, the deadline
 _GPU_WAIT = 50.0  # seconds that the dead may take to give the GPU's memory back
-_LAST_COPY = 600.0  # seconds that the final state of a completed run may take to its replicas
 _SWEEP = 10.0  # seconds that a killed group may take to go
 # Causes of which the output needs no second look.
 _HARMLESS = (Cause.COMPLETED, Cause.NAN_STOP, Cause.PREEMPTED, Cause.DEADLINE, Cause.INTERRUPTED)
@@ -125,7 +124,7 @@ class Supervisor:
             unwatch=self._unwatch,
             record=self._record,
             voice=self._voice,
-            superseded=lambda words: self._events.append(StopAsked(StopKind.NOTICE, None, words)),
+            superseded=owned.lost.append,
         )
         shelf = Shelf(
             holder=owned.holder,
@@ -221,9 +220,7 @@ class Supervisor:
                 self._turn()
             assert self._verdict is not None
             completed = self._verdict.state is RunState.COMPLETED
-            self._fleet.finish(
-                _LAST_COPY if completed else self._settings.grace, self._voice.say, self._signals.fileno()
-            )
+            self._fleet.finish(LAST_COPY if completed else self._settings.grace, self._voice.say, self._signals)
             for place in self._fleet.incomplete:
                 self._voice.say(f"replica {place}: the newest checkpoint is not there, only here", urgent=True)
             return self._verdict

@@ -21,6 +21,7 @@ from ksupervise.errors import RunBusy, RunDamaged, RunNotFound, UsageError
 from ksupervise.parent import boot, journal, run
 from ksupervise.parent.launch import LIVE
 from ksupervise.parent.replicate import adopt
+from ksupervise.parent.replicate.claims import Claims
 from ksupervise.parent.room import Room, retention_of
 from ksupervise.parent.run import RunRecord
 from ksupervise.parent.stage import live_page
@@ -61,8 +62,11 @@ def steps(number: int) -> str:
 class OwnedRun:
     """What the parent works with. `history` is where the judgement goes on.
 
-    `replicas`: the configuration of each one's worker. `shared`: the lease on a store that other machines see, too;
-    `lost`: what it says when one of them has taken the run over.
+    Attributes:
+        replicas: the configuration of each one's worker.
+        shared: the lease on a store that other machines see, too.
+        lost: what is said when another machine has taken the run over.
+        ended: why nothing is trained, None if something is; then it is owned for the sake of its replicas.
     """
 
     layout: RunLayout
@@ -75,6 +79,7 @@ class OwnedRun:
     replicas: list[dict[str, Any]] = field(default_factory=list)
     shared: SharedOwnership | None = None
     lost: list[str] = field(default_factory=list)
+    ended: Admission | None = None
 
     def account(self) -> Account:
         """The accounts as of now; `unwritten` are records that the disk did not take."""
@@ -107,12 +112,16 @@ class OwnedRun:
         """Write the verdict and let the run go."""
         ended = replace(self.record, state=verdict.state.value, exit_code=verdict.exit_code, detail=verdict.detail)
         try:
-            if not self.lost:  # else the record is another machine's now
+            if self.shared is None or not self.lost:  # else the record is another machine's now
                 run.save(Path(self.layout.run_json), ended)
         finally:
-            if self.shared is not None:
-                self.shared.release()
-            self.lock.release()
+            self.release()
+
+    def release(self) -> None:
+        """Let the run go."""
+        if self.shared is not None:
+            self.shared.release()
+        self.lock.release()
 
 
 def run_directory(settings: Settings, command: Sequence[str], script: str) -> Path:
@@ -133,7 +142,7 @@ def take(
 ) -> OwnedRun | Admission:
     """Own the run that this call means, or say why there is nothing to do.
 
-    Raises RunBusy, RunDamaged, StoreUnwritable, StoreFull.
+    Raises RunBusy, RunDamaged, ReplicaAway, StoreUnwritable, StoreFull.
     """
     script = run.find_script(command)
     directory = run_directory(settings, command, script)
@@ -141,6 +150,8 @@ def take(
     layout.create()
     lock = _acquire(layout, settings.grace, say)
     shared: SharedOwnership | None = None
+    claims, replicas = Claims(), list[dict[str, Any]]()
+    owned: OwnedRun | None = None
     try:
         lost: list[str] = []
         shared = _share(layout, settings.grace, lost, say)
@@ -149,19 +160,35 @@ def take(
                 shared.release()
             lock = _archive(layout, lock, say)
             shared = _share(layout, settings.grace, lost, say)
-        found = adopt.adopt(settings, layout, script, say)
+        found = adopt.look_into(settings, layout, script, say)
+        if found.fetch is not None:  # nothing is brought here for a run that another machine is at work on
+            replicas = _own_in_replicas(layout, settings, found, claims, found.fetch.run_id, 0, say)
+            adopt.fetch(found, layout, say)
         taken = _admit(settings, command, script, layout, lock, interactive, say)
-        if isinstance(taken, OwnedRun):
-            _own_in_replicas(taken, found, settings, say)
-            taken.shared, taken.lost = shared, lost
-        elif shared is not None:
-            shared.release()
-        return taken
-    except BaseException:
-        if shared is not None:
-            shared.release()
-        lock.release()
-        raise
+        if isinstance(taken, Admission) and not claims.held and not found.behind:
+            return taken
+        owned = taken if isinstance(taken, OwnedRun) else _ended(taken, layout, lock)
+        if found.fetch is None:
+            replicas = _own_in_replicas(layout, settings, found, claims, owned.record.id, owned.history.attempt, say)
+        owned.replicas = replicas
+        tokens = [int(each["token"] or each["attempt"]) for each in replicas]
+        owned.history = replace(owned.history, attempt=max([owned.history.attempt, *(each - 1 for each in tokens)]))
+        owned.shared, owned.lost = shared, lost
+        claims.pass_on()
+        return owned
+    finally:
+        if owned is None:
+            claims.release()
+            if shared is not None:
+                shared.release()
+            lock.release()
+
+
+def _ended(admission: Admission, layout: RunLayout, lock: RunLock) -> OwnedRun:
+    """A run that is not trained any more, and of which a replica may lack the end."""
+    record = run.load(Path(layout.run_json))
+    store = CheckpointStore(layout.root, record.id, __version__)
+    return OwnedRun(layout, lock, record, store, History(), _holder(), ended=admission)
 
 
 def _share(layout: RunLayout, grace: float, lost: list[str], say: Callable[[str], None]) -> SharedOwnership | None:
@@ -188,27 +215,40 @@ def _share(layout: RunLayout, grace: float, lost: list[str], say: Callable[[str]
     return shared
 
 
-def _own_in_replicas(owned: OwnedRun, found: adopt.Found, settings: Settings, say: Callable[[str], None]) -> None:
-    """Become the owner in every place that can be reached, under one number. Raises RunBusy."""
-    token = max(found.token, owned.history.attempt) + 1
-    holder = adopt.holder_of(owned.holder)
+def _own_in_replicas(
+    layout: RunLayout,
+    settings: Settings,
+    found: adopt.Found,
+    claims: Claims,
+    run_id: str,
+    attempt: int,
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Become the owner in every place that can be reached, under one number. Returns what each one's worker is told.
+
+    `attempt`: the last one that is known here. Raises RunBusy.
+    """
+    token = max(found.token, attempt) + 1
+    holder = adopt.holder_of(_holder())
+    path = Path(layout.run_json)
+    replicas: list[dict[str, Any]] = []
     for place in found.places:
         about: dict[str, Any] = {
             "place": place,
-            "name": owned.record.name,
-            "run": owned.record.id,
+            "name": Path(layout.root).name,
+            "run": run_id,
             "holder": holder,
             "attempt": token,
             "pid": os.getpid(),
         }
         claimed = None
         if place not in found.away:
-            claimed = adopt.claim({**about, "record": Path(owned.layout.run_json).read_text()}, say)
+            record = path.read_text() if path.exists() else found.record
+            claimed = claims.claim({**about, "record": record}, say)
             token = max(token, claimed or 0)
-        kept = {"directory": str(owned.layout.root), "keep": settings.replica_keep, "rate": settings.replica_rate}
-        owned.replicas.append({**about, **kept, "token": claimed})
-    if found.places:
-        owned.history = replace(owned.history, attempt=max(owned.history.attempt, token - 1))
+        kept = {"directory": str(layout.root), "keep": settings.replica_keep, "rate": settings.replica_rate}
+        replicas.append({**about, **kept, "token": claimed})
+    return replicas
 
 
 def _admit(
@@ -234,7 +274,6 @@ def _admit(
         if changed:
             say(f"{script or 'the script'} changed since the last attempt of run {record.name}")
     if admission.verb in (Verb.DONE, Verb.DECLINE):
-        lock.release()
         return admission
     if admission.line:
         say(admission.line)
@@ -302,8 +341,11 @@ def _prepare(
         mark=newest.manifest.position.step if newest else None,
     )
     _tell_of_many_lost(records, say)
-    holder = f"{socket.gethostname()}:{os.getpid()}"
-    return OwnedRun(layout, lock, record, store, history, holder)
+    return OwnedRun(layout, lock, record, store, history, _holder())
+
+
+def _holder() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _budget(records: Sequence[Mapping[str, Any]]) -> History:

@@ -7,9 +7,10 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from ksupervise.core.actions import RunState
 from ksupervise.errors import RunDamaged, RunNotFound
@@ -56,6 +57,15 @@ def new(name: str, command: Sequence[str], script: str) -> RunRecord:
 def with_seed(record: RunRecord, seed: int | None) -> RunRecord:
     """The record of a run that was called with `--seed`, None without."""
     return record if seed is None else replace(record, seed=seed, seed_given=True)
+
+
+def ended(record: RunRecord, verdict: Mapping[str, Any]) -> RunRecord:
+    """The record of a run that came to that "verdict"; as it was if that makes no sense."""
+    try:
+        state, code = RunState(verdict["state"]), int(verdict["exit"])
+    except (KeyError, TypeError, ValueError):
+        return record
+    return replace(record, state=state.value, exit_code=code, detail=str(verdict.get("detail", "")))
 
 
 def load(path: Path) -> RunRecord:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,10 @@ from ksupervise.errors import RunBusy, UsageError
 from ksupervise.parent import process
 from ksupervise.parent.console import Console
 from ksupervise.parent.loop import Supervisor
-from ksupervise.parent.owned import OwnedRun, steps, take
+from ksupervise.parent.owned import OwnedRun, open_journal, steps, take
+from ksupervise.parent.replicate.deliver import deliver
 from ksupervise.parent.voice import Voice
+from ksupervise.replicas.open import check_places
 from ksupervise.store import StoreUnwritable
 
 # Set to a number above 0 in every process of a group but the first.
@@ -25,6 +28,7 @@ _RANKS = ("SLURM_PROCID", "RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 def supervise(flags: Mapping[str, Any], command: Sequence[str]) -> int:
     """Supervise `command` to its verdict and return the exit code. Raises KsuperviseError."""
     settings = reading.load(flags)
+    check_places(settings.replica, settings.store)
     refuse_ranks(os.environ)
     process.resolve(command)
     console = Console()
@@ -46,6 +50,8 @@ def supervise(flags: Mapping[str, Any], command: Sequence[str]) -> int:
 def _to_verdict(
     owned: OwnedRun, command: Sequence[str], settings: reading.Settings, console: Console, voice: Voice
 ) -> int:
+    if owned.ended is not None:
+        return _deliver(owned, owned.ended, voice)
     verdict = Supervisor(owned, command, settings, console, voice).run()
     line = _last_line(owned, verdict)
     try:
@@ -55,6 +61,16 @@ def _to_verdict(
     if not verdict.silent:  # else the script's own traceback, or its usage line, is the last that is read
         voice.say(line, urgent=verdict.state is not RunState.COMPLETED)
     return verdict.exit_code
+
+
+def _deliver(owned: OwnedRun, ended: Admission, voice: Voice) -> int:
+    voice.say(ended.line)
+    try:
+        with contextlib.closing(open_journal(owned.layout)) as book:
+            deliver(owned.replicas, book, voice)
+    finally:
+        owned.release()
+    return ended.exit_code
 
 
 def _last_line(owned: OwnedRun, verdict: Finish) -> str:
@@ -67,7 +83,9 @@ def _last_line(owned: OwnedRun, verdict: Finish) -> str:
     if accounts.steps_executed:
         line += f", {steps(accounts.steps_executed)} executed, {accounts.lost_steps} lost"
     line += ")"
-    if verdict.state in (RunState.PREEMPTED, RunState.INTERRUPTED) and accounts.checkpoint:
+    if owned.lost:
+        line += "; it goes on there"
+    elif verdict.state in (RunState.PREEMPTED, RunState.INTERRUPTED) and accounts.checkpoint:
         line += f"; saved at step {accounts.checkpoint['step']}, the same command goes on"
     return line
 

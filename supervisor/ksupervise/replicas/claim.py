@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, field, fields
 
 from ksupervise.errors import KsuperviseError
 from ksupervise.store import Owner, owner_is_alive
+from ksupervise.store.lock import boot_id, start_time
 
 MAX_CLAIM = 4096  # bytes
 MAX_INTERVAL = 300.0  # seconds between beats that a claim may announce: a multiple of it is waited for
@@ -104,8 +105,8 @@ def is_holder(text: str) -> bool:
 
 def claim_of(holder: str, pid: int, interval: float) -> Claim:
     """The claim of a process of this machine."""
-    start_time, pids, boot_id = _start_time(pid), _process_space(), _boot_id()
-    return Claim(holder, os.uname().nodename, pid, start_time, pids, boot_id, time.time(), interval)
+    host, space = os.uname().nodename, _process_space()
+    return Claim(holder, host, pid, start_time(pid), space, boot_id(), time.time(), interval)
 
 
 def claim_key(prefix: str, mark: Mark, *, excludes: bool) -> str:
@@ -165,7 +166,7 @@ def parsed(data: bytes) -> Claim:
 
 def ended_here(claim: Claim) -> bool:
     """Certain, without waiting: the process was one of this very machine, boot and container, and does not run."""
-    here = (os.uname().nodename, _boot_id(), _process_space())
+    here = (os.uname().nodename, boot_id(), _process_space())
     if "" in here or (claim.host, claim.boot_id, claim.pids) != here:
         return False
     owner = Owner(claim.pid, claim.start_time, claim.boot_id, claim.host, "", claim.started)
@@ -187,26 +188,9 @@ def _check(claim: Claim) -> None:
             raise ValueError("not a time")
 
 
-def _boot_id() -> str:
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
-
-
 def _process_space() -> str:
     """Names the set that our process ids are of; two containers of one machine may well have the same host name."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
-
-
-def _start_time(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat, as the note of the local lock has it; None if there is no such process."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
-        return None

@@ -12,6 +12,7 @@ import os
 from typing import Any
 
 from ksupervise.replicas.place import Arrival
+from ksupervise.store.mounts import holds
 
 KIND = "fuse.drive"  # of the mount, in /proc/mounts
 MOUNT_POINTS = ("/content/drive", "/content/gdrive")  # where the notebooks mount it; without it they are empty folders
@@ -33,7 +34,7 @@ def missing_mount(path: str, mount_point: str) -> str:
         mount_point: of the file system that `path` lies on now.
     """
     for point in MOUNT_POINTS:
-        if _is_below(path, point) and not _is_below(mount_point, point):
+        if holds(point, path) and not holds(point, mount_point):
             return point
     return ""
 
@@ -64,7 +65,3 @@ def free_of(path: str) -> int | None:
     """Bytes free for us on the file system of `path`, None if it does not say. Raises OSError."""
     found = os.statvfs(path)
     return found.f_bavail * found.f_frsize if found.f_blocks else None
-
-
-def _is_below(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip("/") + "/")

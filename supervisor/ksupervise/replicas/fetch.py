@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from ksupervise.replicas.claim import listed
 from ksupervise.replicas.format import JOURNAL, MANIFEST, Generation, generation_of
+from ksupervise.replicas.history import read_history, told
 from ksupervise.replicas.place import Entry, NotThere, Place
 from ksupervise.replicas.plan import Copy, Item, Name, item_of, newest_finals, parse_name
 from ksupervise.replicas.upload import MAX_JOURNAL, MAX_RECORD, run_id
@@ -75,6 +76,7 @@ class Found:
         inventory: its checkpoints.
         problem: why it cannot be used, "" if it can.
         token: the highest that anybody has claimed; 0 for none.
+        told: first attempt of the owner who last said how it ended; 0 for nobody.
     """
 
     generation: Generation
@@ -83,6 +85,7 @@ class Found:
     inventory: Inventory
     problem: str = ""
     token: int = 0
+    told: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ class Fetched:
     Attributes:
         newest: the checkpoint to go on from, None if the replica has none that is newer than what is here.
         checkpoints: all that were published here now.
-        journal: what had happened until the newest checkpoint that is here now; b"" if the replica does not have that.
+        journal: what had happened until the newest checkpoint that is here now, and what an owner said at its end
+            since; b"" if the replica does not have that.
         record: bytes of the run's run.json.
         skipped: name and reason of what is damaged there.
     """
@@ -315,7 +319,8 @@ class _Bringing:
 
 def _look_at(place: Place, generation: Generation, entries: Sequence[Entry]) -> Found:
     claims = listed(generation.owners, (entry.key for entry in entries)).claims
-    found = Found(generation, b"", "", Inventory(), token=max((token for token, _ in claims), default=0))
+    last = told(generation, (entry.key for entry in entries))
+    found = Found(generation, b"", "", Inventory(), token=max((token for token, _ in claims), default=0), told=last)
     try:
         record = place.read(generation.record, 0, MAX_RECORD + 1)
         run = run_id(record)
@@ -376,7 +381,15 @@ def _is_final_of(item: Item, fit: int) -> bool:
 
 
 def _journal_of(place: Place, found: Found, newest: Checkpoint | None) -> bytes:
-    """Whole lines only; none if it cannot be had: training needs it not."""
+    """Whole lines only, each once."""
+    last = read_history(place, found.generation, MAX_JOURNAL)
+    known = set(last.splitlines())
+    before = _journal_of_checkpoint(place, found, newest).splitlines(keepends=True)
+    return b"".join(line for line in before if line.rstrip() not in known) + last
+
+
+def _journal_of_checkpoint(place: Place, found: Found, newest: Checkpoint | None) -> bytes:
+    """None if it cannot be had: training needs it not."""
     if newest is None:
         return b""
     key = f"{found.generation.checkpoints}{os.path.basename(newest.path)}/{JOURNAL}"

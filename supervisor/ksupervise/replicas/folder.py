@@ -12,7 +12,6 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 from ksupervise.replicas import drive
 from ksupervise.replicas.keys import parts_of, parts_of_prefix
@@ -34,8 +33,8 @@ from ksupervise.store import (
     sync_dir,
     verify_file,
 )
+from ksupervise.store.mounts import Mount, mount_of
 
-_MOUNTS = "/proc/mounts"
 _NO_SYNC = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP})  # nothing to wait for, or nobody who would
 _PIECE = 1024 * 1024  # bytes
 _TRIES = 20  # for a folder that somebody else removes as empty while we are about to put something into it
@@ -70,19 +69,6 @@ _REFUSED = {
     errno.ENAMETOOLONG: "Names may not be so long there: choose a shorter one with --name",
     errno.EIO: "The disk reports errors: see dmesg",
 }
-
-
-@dataclass(frozen=True)
-class Mount:
-    """What is mounted where a path lies.
-
-    Attributes:
-        point: the folder at which it is mounted.
-        kind: of file system, as `ext4`, `nfs4` or `fuse.drive`; empty where there is no table to tell (macOS).
-    """
-
-    point: str
-    kind: str
 
 
 class Folder:
@@ -329,50 +315,25 @@ class Folder:
         if number in _FULL:
             return ReplicaFull(f"{told} {_FULL[number]}, or keep less with --replica-keep.")
         if number == errno.EIO and self._is_fuse:  # a mount that is about to go reports this; so does a full quota
-            return ReplicaUnreachable(f"{told} The mount reports errors: remount it. It is tried again.")
+            return ReplicaUnreachable(f"{told} The mount reports errors: remount it.")
         if number in _REFUSED:
             return ReplicaRefused(f"{told} {_REFUSED[number]}, or choose another place with --replica.")
-        return ReplicaUnreachable(f"{told} {_UNREACHABLE.get(number, 'See what is wrong there')}. It is tried again.")
-
-
-def mount_of(path: str) -> Mount:
-    """The mount on which `path` lies: links on the way are followed. It has to be there."""
-    path = os.path.realpath(path)
-    try:
-        with open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as file:
-            return mount_in(file.read(), path)
-    except OSError:  # no Linux
-        while not os.path.ismount(path):
-            path = os.path.dirname(path)
-        return Mount(path, "")
-
-
-def mount_in(table: str, path: str) -> Mount:
-    """The mount on which the absolute `path` lies, by a table as /proc/mounts has it (fstab(5))."""
-    best = Mount("/", "")
-    for line in table.splitlines():
-        point, kind = [*line.split(" "), "", "", ""][1:3]
-        point = _unescaped(point)
-        # A later one at the same folder covers the earlier.
-        if (path == point or path.startswith(point.rstrip("/") + "/")) and len(point) >= len(best.point):
-            best = Mount(point, kind)
-    return best
-
-
-def _unescaped(text: str) -> str:
-    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\043", "#"), ("\\134", "\\")):
-        text = text.replace(code, character)
-    return text
+        return ReplicaUnreachable(f"{told} {_UNREACHABLE.get(number, 'See what is wrong there')}.")
 
 
 def _nearest(path: str) -> str:
-    """`path`, or what is there of the way to it. Raises OSError for all but a path that is not there."""
+    """`path`, or what is there of the way to it. Raises OSError for all but a path that is not there.
+
+    Raises ReplicaUnreachable for a link to what is not there.
+    """
     while True:
         try:
             found = os.stat(path)
         except FileNotFoundError:
             if os.path.islink(path):
-                raise  # to what is gone
+                raise ReplicaUnreachable(
+                    f"{path} is a link to {os.readlink(path)}, which is not there. Mount or make that, or mend it."
+                ) from None
             path = os.path.dirname(path)
         else:
             if not stat.S_ISDIR(found.st_mode):

@@ -6,6 +6,8 @@ NAME/g0001-1f2e3d4c/run.json                      the run's record; a generation
 NAME/g0001-1f2e3d4c/checkpoints/DIR/FILE          as in the local store
 NAME/g0001-1f2e3d4c/checkpoints/DIR/journal.jsonl what had happened until then
 NAME/g0001-1f2e3d4c/checkpoints/DIR/MANIFEST.json written last: with it the checkpoint counts
+NAME/g0001-1f2e3d4c/history/000007-HOLDER.0001.jsonl
+                                                  the journal of an owner that ended in good order; the last one stays
 NAME/g0001-1f2e3d4c/owner/000007.json             who owned the run from attempt 7 on
 NAME/g0001-1f2e3d4c/owner/000007-HOLDER.00000012  that owner's 12th sign of life; the ones before are removed
 ```
@@ -58,6 +60,11 @@ class Generation:
     def checkpoints(self) -> str:
         """Prefix of its checkpoints; ends in "/"."""
         return f"{self.prefix}checkpoints/"
+
+    @property
+    def histories(self) -> str:
+        """Prefix of what its owners had to say at their end; ends in "/"."""
+        return f"{self.prefix}history/"
 
     @property
     def owners(self) -> str:

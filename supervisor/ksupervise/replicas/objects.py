@@ -7,24 +7,29 @@ shown here.
 from __future__ import annotations
 
 import hashlib
-import os
-import re
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
-from ksupervise.errors import UsageError
+from ksupervise.replicas.clouds import (
+    CLOUDS,
+    Cloud,
+    check_environment,
+    code_of,
+    fault,
+    is_panic,
+    opening_fault,
+    status_of,
+)
 from ksupervise.replicas.keys import parts_of, parts_of_prefix
 from ksupervise.replicas.place import (
     Arrival,
     Entry,
     NotThere,
     ReplicaFault,
-    ReplicaFull,
     ReplicaRefused,
     ReplicaUnreachable,
 )
@@ -38,42 +43,7 @@ _PARTS = 9_000  # of one object; S3 takes 10,000
 _AT_ONCE = 4  # parts under way: 40 MiB of memory
 _BULK = 1_000  # objects removed by one request
 _TRIES = 3  # for an object that is there and then is not
-
-
-@dataclass(frozen=True)
-class _Cloud:
-    """What is peculiar to one.
-
-    Attributes:
-        kind: the class in obstore.store.
-        prefix: of its variables.
-        credentials: what a user sets who has none yet.
-    """
-
-    kind: str
-    prefix: str
-    credentials: str
-
-
-_CLOUDS = {
-    "s3": _Cloud(
-        "S3Store",
-        "AWS",
-        "Set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION (a profile in ~/.aws is not read: "
-        "`aws configure export-credentials --format env` turns it into them)",
-    ),
-    "gs": _Cloud("GCSStore", "GOOGLE", "Set GOOGLE_APPLICATION_CREDENTIALS to the file with your credentials"),
-    "az": _Cloud("AzureStore", "AZURE", "Set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"),
-}
-SCHEMES = tuple(_CLOUDS)
-
-_NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
-_FULL = {"QuotaExceeded", "StorageFull", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"}
-_EXPIRED = {"ExpiredToken", "TokenRefreshRequired", "InvalidToken"}
-_SKEWED = {"RequestTimeTooSkewed", "RequestExpired"}
-# Whom obstore asks where no credentials are set.
-_METADATA = ("/latest/api/token", "/latest/meta-data/", "/computeMetadata/", "/metadata/identity/", "/msi/token")
-_TRUE = {"1", "true", "on", "yes", "y"}
+_NONE = Cloud()  # of a store in no cloud
 
 
 def open_bucket(url: str, *, connect: float = CONNECT, patience: float = PATIENCE) -> Objects:
@@ -82,20 +52,19 @@ def open_bucket(url: str, *, connect: float = CONNECT, patience: float = PATIENC
     Nothing is asked of it yet.
 
     Args:
-        url: as the user gave it; without the prefix it is the whole bucket.
+        url: as the settings have it; without the prefix it is the whole bucket.
         connect: seconds for a connection.
         patience: seconds for a request. With its repetitions it may take three times as long.
 
     Raises:
-        UsageError: no such place can be.
+        UsageError: the environment holds what cannot be meant.
         ReplicaRefused: obstore is not installed, or there are no credentials where some are needed at once.
     """
     scheme, bucket, prefix = _split(url)
-    cloud = _CLOUDS[scheme]
+    cloud = CLOUDS[scheme]
     name = f"{scheme}://{bucket}{'/' if prefix else ''}{prefix}"
-    http = _allows_http(cloud, name)
+    http = check_environment(cloud, name)
     try:
-        import obstore.exceptions
         import obstore.store
     except ImportError as error:
         raise ReplicaRefused(
@@ -112,9 +81,11 @@ def open_bucket(url: str, *, connect: float = CONNECT, patience: float = PATIENC
             },
             retry_config={"max_retries": RETRIES, "retry_timeout": timedelta(seconds=patience)},
         )
-    except (obstore.exceptions.BaseError, ValueError, OSError) as error:
-        raise ReplicaRefused(f"Cannot use {name}: {_reason(error)}. {cloud.credentials}.") from error
-    return Objects(store, name, cloud.credentials)
+    except BaseException as error:
+        if not _is_obstores(error, ValueError):
+            raise
+        raise opening_fault(error, name, cloud) from error
+    return Objects(store, name, cloud)
 
 
 class Objects:
@@ -123,18 +94,18 @@ class Objects:
     Args:
         store: of obstore, already below the prefix.
         name: without anything secret.
-        credentials: what a user is told who has none.
+        cloud: whose it is.
 
     Attributes:
         excludes: the store creates an object only if there is none. What ignores that condition shows at the first
             `create`, and then it is False.
     """
 
-    def __init__(self, store: Any, name: str, credentials: str = "See what credentials it wants") -> None:
+    def __init__(self, store: Any, name: str, cloud: Cloud = _NONE) -> None:
         self.name = name
         self.excludes = True
         self._store = store
-        self._credentials = credentials
+        self._cloud = cloud
         self._written: dict[str, _Digests] = {}
         self._proved = False  # that it knows the condition
         self._answered = False  # so that what fails now is not for want of credentials
@@ -166,7 +137,9 @@ class Objects:
             found = self._found(key)
             if found is not None:
                 return found == data
-        raise ReplicaUnreachable(f"{self.name}/{key} cannot be created and is not there either. It is tried again.")
+        raise ReplicaUnreachable(
+            f"{self.name}/{key} cannot be created and is not there either. See what else is at work there."
+        )
 
     def read(self, key: str, begin: int = 0, length: int | None = None) -> bytes:
         """See `Place`."""
@@ -264,7 +237,8 @@ class Objects:
                 self._proved = True
                 return False
             except Exception as error:
-                if isinstance(error, NotSupportedError) or _code(error) == "NotImplemented" or _status(error) == 501:
+                told = (code_of(error), status_of(error))
+                if isinstance(error, NotSupportedError) or told[0] == "NotImplemented" or told[1] == 501:
                     self.excludes = False
                 raise
         return True
@@ -307,40 +281,20 @@ class Objects:
     @contextmanager
     def _asking(self, key: str) -> Iterator[None]:
         """Turn what obstore raises into a fault that names the object."""
-        from obstore.exceptions import BaseError
-
         try:
             yield
-        except (BaseError, OSError) as error:
-            raise self._fault(error, key) from error
+        except BaseException as error:
+            if not _is_obstores(error):
+                raise
+            raise fault(error, self.name, key, self._cloud, answered=self._answered) from error
         self._answered = True
 
-    def _fault(self, error: Exception, key: str) -> ReplicaFault:
-        code, status, where = _code(error), _status(error), f"{self.name}/{key}"
-        if code in _NO_BUCKET:
-            return ReplicaRefused(
-                f"{self.name}: there is no such bucket. Create it, or choose another place with --replica."
-            )
-        if isinstance(error, FileNotFoundError):
-            return NotThere(f"{where} is not there.")
-        told = f"Cannot use {where}: {_reason(error)}."
-        if not self._answered and any(path in str(error) for path in _METADATA):
-            return ReplicaRefused(f"{self.name}: no credentials were found. {self._credentials}.")
-        if code in _FULL or status == 507:
-            return ReplicaFull(f"{told} Free some space or quota there, or keep less with --replica-keep.")
-        if code in _SKEWED:
-            return ReplicaRefused(f"{told} The clock of this machine is wrong: set it.")
-        if code in _EXPIRED:
-            return ReplicaRefused(f"{told} The credentials have expired. {self._credentials}, anew.")
-        if status in (401, 403) or type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError"):
-            return ReplicaRefused(
-                f"{told} The credentials are wrong, or may not read, list, write and delete there. {self._credentials}."
-            )
-        if "builder error" in str(error):
-            return ReplicaRefused(f"{told} The endpoint is no address that can be asked.")
-        if status is not None and 300 <= status < 500 and status not in (408, 409, 429):
-            return ReplicaRefused(f"{told} See whether bucket, region and endpoint belong together.")
-        return ReplicaUnreachable(f"{told} See whether the network and the server are up. It is tried again.")
+
+def _is_obstores(error: BaseException, *others: type[Exception]) -> bool:
+    """It is one of the errors that obstore raises, and those are not all Exceptions."""
+    from obstore.exceptions import BaseError
+
+    return isinstance(error, (BaseError, OSError, *others)) or is_panic(error)
 
 
 class _Digests:
@@ -413,64 +367,10 @@ class _Feed:
 
 
 def _split(url: str) -> tuple[str, str, str]:
-    """Scheme, bucket and prefix. Raises UsageError, which shows nothing that could be secret."""
-    parts = urlsplit(url)
-    prefix = unquote(parts.path).strip("/")
-    name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/{prefix}"
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise UsageError(
-            f"--replica {name}: nothing goes before @ or behind ? there; credentials are taken from the environment."
-        )
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", parts.netloc):
-        raise UsageError(f"--replica {name}: that names no bucket. Write {parts.scheme}://BUCKET/PREFIX.")
-    try:
-        parts_of(prefix or "none")
-    except ValueError as error:
-        raise UsageError(
-            f"--replica {name}: {prefix!r} is no prefix for objects. Write one without //, . and .."
-        ) from error
-    return parts.scheme, parts.netloc, prefix
-
-
-def _allows_http(cloud: _Cloud, name: str) -> bool:
-    """Plain HTTP is wanted. Raises UsageError for an endpoint that cannot be asked, on which obstore would panic."""
-    allowed = os.environ.get(f"{cloud.prefix}_ALLOW_HTTP", "").lower() in _TRUE
-    endpoints = {
-        "AWS": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
-        "AZURE": ("AZURE_STORAGE_ENDPOINT",),
-    }
-    for variable in endpoints.get(cloud.prefix, ()):
-        endpoint = os.environ.get(variable, "")
-        if endpoint and not re.match(r"https?://[^/\s]+", endpoint):
-            raise UsageError(f"--replica {name}: {variable} is no http://HOST[:PORT]; mend or unset it.")
-        if endpoint.startswith("http:") and not allowed:
-            raise UsageError(
-                f"--replica {name}: {variable} is plain HTTP, which anybody on the way can read. "
-                f"Set {cloud.prefix}_ALLOW_HTTP=true if that is meant."
-            )
-    return allowed
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong, shortly, without the rest of the address: a key may be in it."""
-    text = str(error).partition("\n\nDebug source")[0]
-    if code := _code(error):
-        found = re.search(r"<Message>([^<]*)</Message>", text)
-        return f"{code} ({found[1].rstrip('.')})" if found else code
-    text = re.sub(r"\?\S*", "", text.partition("<?xml")[0])
-    return " ".join(text.split())[:300].rstrip(" .:-")
-
-
-def _code(error: Exception) -> str:
-    """The store's own word for it, from the answer's body; empty if there is none."""
-    found = re.search(r"<Code>(\w+)</Code>", str(error))
-    return found[1] if found else ""
-
-
-def _status(error: Exception) -> int | None:
-    """The answer's status, if there was an answer."""
-    found = re.search(r"status code: (\d{3})", str(error))
-    return int(found[1]) if found else None
+    """Scheme, bucket and prefix of a URL as the settings have it."""
+    scheme, _, rest = url.partition("://")
+    bucket, _, prefix = rest.partition("/")
+    return scheme, bucket, unquote(prefix).strip("/")
 
 
 def _md5(data: bytes | bytearray) -> bytes:

@@ -6,6 +6,7 @@ so with a sign of life now and then, and let go at the end.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from ksupervise.replicas.format import Generation, generation_of
 from ksupervise.replicas.lease import Busy, Lease
 from ksupervise.replicas.place import Place, ReplicaFault
-from ksupervise.replicas.talk import Reports
+from ksupervise.replicas.talk import Ended, Orders, Reports
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,10 @@ def generation(place: Place, name: str, run: str) -> Generation:
     return max(ours) if ours else Generation(max((each.number for each in known), default=0) + 1, short, name)
 
 
-def claim(config: ClaimConfig, place: Place, reports: Reports, sleep: Callable[[float], None]) -> None:
+def claim(config: ClaimConfig, place: Place, reports: Reports, sleep: Callable[[float], None]) -> Lease | None:
     """Become the owner, or find out who is: reports `owned` with the token, or `busy` with who it is.
+
+    Returns what is held, None if it is somebody else's.
 
     Raises ReplicaFault.
     """
@@ -58,7 +61,7 @@ def claim(config: ClaimConfig, place: Place, reports: Reports, sleep: Callable[[
     # Two machines may begin one run at the same time, each with an id of its own: the number decides between them.
     if not place.create(mine.mark, config.run.encode()) and place.read(mine.mark) != config.run.encode():
         reports.tell("busy", who="another machine, which began it at this moment")
-        return
+        return None
     place.create(mine.record, config.record.encode())
     lease = Lease(place, mine, config.holder, config.attempt, pid=config.pid, interval=config.interval)
     told = False
@@ -74,8 +77,25 @@ def claim(config: ClaimConfig, place: Place, reports: Reports, sleep: Callable[[
     found = lease.acquire(wait)
     if isinstance(found, Busy):
         reports.tell("busy", who=found.where)
-    else:
-        reports.tell("owned", token=found.token, line=found.line, generation=mine.number)
+        return None
+    reports.tell("owned", token=found.token, line=found.line, generation=mine.number)
+    return lease
+
+
+def stay(lease: Lease, orders: Orders) -> None:
+    """Give signs of life until there are no more orders: another process of this owner goes on then, or none.
+
+    Ordered to finish, let go: the run is free for others.
+    """
+    with suppress(Ended):
+        while not orders.finishing and not lease.lost:
+            with suppress(ReplicaFault):
+                if not lease.until_beat:
+                    lease.beat()
+                    lease.check()
+            orders.sleep(lease.until_beat)
+        with suppress(ReplicaFault):
+            lease.release()
 
 
 class Ownership:
@@ -109,8 +129,8 @@ class Ownership:
 
     @property
     def until_beat(self) -> float:
-        """Seconds until the next sign of life is due."""
-        return self._lease.until_beat if self._held else 0.0
+        """Seconds until the next sign of life is due, infinite for who holds nothing."""
+        return self._lease.until_beat if self._held else math.inf
 
     def still_ours(self) -> bool:
         """Asked before every manifest. A sign of life is given, if one is due."""

@@ -16,7 +16,8 @@ from typing import IO, TYPE_CHECKING, Any
 from ksupervise.errors import KsuperviseError
 from ksupervise.replicas.fetch import INCOMING, Found, fetch, look
 from ksupervise.replicas.format import JOURNAL, RUN
-from ksupervise.replicas.owning import ClaimConfig, claim
+from ksupervise.replicas.lease import Lease
+from ksupervise.replicas.owning import ClaimConfig, claim, stay
 from ksupervise.replicas.place import Place, ReplicaFault, ReplicaRefused
 from ksupervise.replicas.plan import Item
 from ksupervise.replicas.talk import BEAT, CEILING, FetchConfig, Opener, Orders, Reports, tell_failure
@@ -57,9 +58,21 @@ def serve_look(config: FetchConfig, opener: Opener, stdout: IO[bytes]) -> None:
 
 
 def serve_claim(config: ClaimConfig, opener: Opener, stdin: IO[bytes], stdout: IO[bytes]) -> None:
-    """Become the owner of a run in a place, or report who is."""
+    """Become the owner of a run in a place, and stay it until stdin ends; or report who is.
+
+    What is to be fetched may take longer than an owner may be silent. The order to finish lets go.
+    """
     orders, reports = Orders(stdin), Reports(stdout)
-    _try_for(lambda: claim(config, opener(), reports, orders.sleep), _PATIENCE, reports)
+    leases: list[Lease] = []
+
+    def attempt() -> None:
+        lease = claim(config, opener(), reports, orders.sleep)
+        if lease is not None:
+            leases.append(lease)
+
+    _try_for(attempt, _PATIENCE, reports)
+    for lease in leases:
+        stay(lease, orders)
 
 
 def describe(found: Found) -> dict[str, Any]:
@@ -74,6 +87,8 @@ def describe(found: Found) -> dict[str, Any]:
         "run_id": found.id,
         "name": found.generation.run,
         "token": found.token,
+        "told": found.told,
+        "record": found.record.decode(errors="replace"),
         "script": str(record.get("script", "")),
         "script_digest": str(record.get("script_digest", "")),
         "newest": newest[0] if newest else None,
@@ -136,10 +151,12 @@ def _fetch(place: Place, found: Found, config: FetchConfig, reports: Reports) ->
         "newest": fetched.newest.path if fetched.newest else None,
         "step": newest.position.step if newest else None,
     }
+    empty = not found.inventory.copies
+    reason = "it has no checkpoint of this run yet" if empty else "it has nothing that is newer than what is here"
     if fetched.checkpoints:
         reports.tell("fetched", **about)
     else:
-        reports.tell("nothing", reason="the replica has nothing that is newer than what is here", **about)
+        reports.tell("nothing", reason=reason, **about)
 
 
 def _try_for(attempt: Callable[[], None], patience: float, reports: Reports) -> None:

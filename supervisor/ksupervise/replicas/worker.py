@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Protocol
 from ksupervise.errors import KsuperviseError, UsageError
 from ksupervise.replicas.fetch import Inventory, inventory, read_manifest
 from ksupervise.replicas.format import MANIFEST, Generation
+from ksupervise.replicas.history import write_history
 from ksupervise.replicas.owning import ClaimConfig, Ownership, generation
 from ksupervise.replicas.place import (
     Arrival,
@@ -129,6 +130,7 @@ class Worker:
         self._tight = False  # the place was full
         self._room_told = False
         self._just_uploaded = ""
+        self._last_word = False  # has been written
 
     def run(self) -> None:
         """Until stdin closes, the end that was announced has come, or another machine owns the run."""
@@ -160,6 +162,18 @@ class Worker:
         while (left := began + end - time.monotonic()) > 0 and not self._orders.wait(min(left, self._until_beat())):
             self._beat()
 
+    def _pause(self, seconds: float) -> None:
+        """Between two tries; alive meanwhile, or another machine takes the run over. The end's announcement ends it."""
+        end, finishing = time.monotonic() + seconds, self._orders.finishing
+        while (left := end - time.monotonic()) > 0 and self._orders.finishing == finishing:
+            self._orders.sleep(min(left, self._until_beat()))
+            self._beat()
+
+    def _watch(self, seconds: float) -> None:
+        """Between two looks at an owner that may be dead; whoever started us must not take us for dead meanwhile."""
+        self._reports.beat()
+        self._orders.sleep(seconds)
+
     def _until_beat(self) -> float:
         return min(_ALIVE, self._owner.until_beat if self._owner else _ALIVE)
 
@@ -186,6 +200,7 @@ class Worker:
         place = self._opened()
         generation = self._generation or self._find_generation(place)
         self._hold(place, generation)
+        self._write_last_word(place, generation)
         self._scan()
         there = self._take_stock(place, generation)
         self._tell_room(place)
@@ -218,8 +233,20 @@ class Worker:
         """Raises Superseded if it is another's."""
         if self._owning is not None and self._owner is None:
             self._owner = self._owning(place, generation)
-        if self._owner is not None and not self._owner.hold(self._orders.sleep):
+        if self._owner is not None and not self._owner.hold(self._watch):
             raise Superseded
+
+    def _write_last_word(self, place: Place, generation: Generation) -> None:
+        """How the run ended, once it is known: before the last checkpoint, for which there may be no time."""
+        if not self._orders.finishing or self._last_word:
+            return
+        journal = journal_tail(self._layout.journal)
+        if journal:
+            if not self._still_ours():
+                raise Superseded
+            holder = self._config.holder or "nobody"
+            write_history(place, generation, self._config.token or self._config.attempt, holder, journal)
+        self._last_word = True
 
     def _scan(self) -> None:
         """What lies here now."""
@@ -237,7 +264,7 @@ class Worker:
         there = inventory(place, generation, self._config.run, entries, self._known)
         just, self._just_uploaded = self._just_uploaded, ""
         if just and all(copy.item.name.text != just for copy in there.copies):  # not to copy it again and again
-            raise ReplicaUnreachable(f"{place.name} took checkpoint {just} and does not list it. It is tried again.")
+            raise ReplicaUnreachable(f"{place.name} took checkpoint {just} and does not list it.")
         self._known = {copy.item.name.text: copy.item for copy in there.copies}
         self._arrivals = {name: each for name, each in self._arrivals.items() if name in self._known}
         self._copies = tuple(replace(copy, arrival=self._arrivals.get(copy.item.name.text)) for copy in there.copies)
@@ -350,7 +377,7 @@ class Worker:
         return Retrying(
             retry=retry_if_exception_type((ReplicaFault, StoreUnreadable)),
             wait=wait_random_exponential(multiplier=1.0, min=0.5, max=CEILING),
-            sleep=self._orders.sleep,
+            sleep=self._pause,
             before_sleep=self._tell_failure,
         )
 

@@ -1,10 +1,15 @@
-"""Where a run's replicas stand, from what their workers told the journal."""
+"""Where a run's replicas stand, from what their workers told the journal.
+
+A journal may hold what other machines wrote. Their workers' places may have other names, and their commits are not
+here: only what was written on this machine counts, by the last life that had replicas.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ksupervise.core.clock import in_order, lives_here
 from ksupervise.report.units import span
 
 Record = Mapping[str, Any]
@@ -17,17 +22,40 @@ def as_json(records: Sequence[Record], now: float) -> list[dict[str, Any]]:
     `superseded` (another machine took the run over). "lag_s": seconds since the first commit that is not there, 0 if
     all are; "behind": how many those are. "failed": why it fails now, None if it does not.
     """
-    committed = [record for record in records if record.get("event") == "committed"]
+    everywhere = {int(each.get("seq", 0)): each for each in _committed(in_order(records))}
+    here = lives_here(records)
+    told = [_told(life.records) for life in here]
     places: dict[str, dict[str, Any]] = {}
-    for record in records:
-        if record.get("event") == "replica" and isinstance(record.get("place"), str):
-            _enter(places.setdefault(record["place"], _nothing(record["place"])), record)
+    for record in next((each for each in reversed(told) if each), []):
+        _enter(places.setdefault(record["place"], _nothing(record["place"])), record)
     for place in places.values():
-        missing = [each for each in committed if int(each.get("seq", 0)) > (place["seq"] or 0)]
-        place["step"] = next((each.get("step") for each in committed if each.get("seq") == place["seq"]), None)
+        known = everywhere.get(place["seq"] or 0)
+        made = [each for life in here for each in _committed(life.records)]
+        missing = [each for each in made if _is_newer(each, place["seq"] or 0, known)]
+        place["step"] = None if known is None else known.get("step")
         place["behind"] = len(missing)
         place["lag_s"] = round(max(0.0, now - float(missing[0].get("at", now))), 1) if missing else 0.0
     return list(places.values())
+
+
+def _committed(records: Sequence[Record]) -> list[Record]:
+    return [record for record in records if record.get("event") == "committed"]
+
+
+def _told(records: Sequence[Record]) -> list[Record]:
+    """What workers said of their places."""
+    return [record for record in records if record.get("event") == "replica" and isinstance(record.get("place"), str)]
+
+
+def _is_newer(made: Record, seq: int, there: Record | None) -> bool:
+    """Than checkpoint number `seq`, which is there. Two machines may both have given a number away."""
+    if there is None:
+        return int(made.get("seq", 0)) > seq
+    return _order(made) > _order(there)
+
+
+def _order(committed: Record) -> tuple[int, int]:
+    return int(committed.get("attempt", 0)), int(committed.get("seq", 0))
 
 
 def _nothing(place: str) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ksupervise.core.actions import RunState
-from ksupervise.core.ledger import Account, account
+from ksupervise.core.clock import Life, lives_here
+from ksupervise.core.ledger import Account, AttemptAccount, account
 from ksupervise.errors import RunNotFound
 from ksupervise.parent import journal, run
 from ksupervise.parent.run import RunRecord
@@ -18,10 +20,26 @@ from ksupervise.report.live import read as read_live
 from ksupervise.report.units import span
 from ksupervise.store import Checkpoint, CheckpointStore, Owner, RunLayout, owner_is_alive, read_owner
 
+_TO_HAVE_IT_BACK = "if nobody trains it there any more, the same command goes on with it here"
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """The run is another machine's. `to`: that machine, None if unknown. `detail`: how that is known."""
+
+    to: str | None
+    detail: str
+
 
 @dataclass(frozen=True)
 class Standing:
-    """Everything that `status` knows about a run."""
+    """Everything that `status` knows about a run.
+
+    Attributes:
+        moved: it went to another machine, and how that came out is not known here; None as far as is known.
+    """
 
     directory: Path
     record: RunRecord
@@ -33,6 +51,7 @@ class Standing:
     child_pid: int | None
     commit_failed: str | None
     replicas: list[dict[str, Any]]
+    moved: Moved | None = None
 
 
 def find(store: Path, name: str | None) -> Path:
@@ -58,14 +77,19 @@ def read(directory: Path) -> Standing:
     layout = RunLayout(directory)
     record = run.load(directory / "run.json")
     records = list(journal.read(Path(layout.journal)))
-    accounts = account(records, time.time())
     owner = read_owner(layout.lock)
     state = _state(record, owner)
-    live = read_live(layout, accounts)
-    child = _child_pid(records) if state is RunState.RUNNING else None
+    running = state is RunState.RUNNING
+    accounts = account(records, time.time() if running else None)
+    here = lives_here(records)
+    moved = None if running else _moved(accounts, here, records)
+    away = bool(accounts.attempts) and not _is_of(accounts.attempts[-1], here)
+    live = None if away else read_live(layout, accounts)
+    child = _child_pid(here) if running else None
     newest = CheckpointStore(directory, record.id).newest()
     places = replicas.as_json(records, time.time())
-    return Standing(directory, record, state, accounts, owner, live, newest, child, _commit_failed(records), places)
+    failed = _commit_failed(here)
+    return Standing(directory, record, state, accounts, owner, live, newest, child, failed, places, moved)
 
 
 def _state(record: RunRecord, owner: Owner | None) -> RunState:
@@ -76,15 +100,35 @@ def _state(record: RunRecord, owner: Owner | None) -> RunState:
     return state
 
 
-def _child_pid(records: list[dict[str, Any]]) -> int | None:
-    launched = [record for record in records if record["event"] == "launched"]
+def _is_of(attempt: AttemptAccount, lives: Sequence[Life]) -> bool:
+    return attempt.life in [life.name for life in lives]
+
+
+def _moved(accounts: Account, here: Sequence[Life], records: Sequence[Record]) -> Moved | None:
+    """Where the run went. `here`: the lives on this machine."""
+    last = accounts.attempts[-1] if accounts.attempts else None
+    if last is not None and not _is_of(last, here):
+        if any(record["event"] == "verdict" and record.get("life") == last.life for record in records):
+            return None  # it ended there in good order: everybody may go on with it
+        on = f"on {last.host}" if last.host else "on another machine"
+        step = "" if last.last_step is None else f", which had come to step {last.last_step} at least"
+        return Moved(last.host or None, f"attempt {last.number} was begun {on}{step}")
+    said = [record for record in (here[-1].records if here else ()) if record.get("op") == "superseded"]
+    if not said:
+        return None
+    detail = str(said[-1].get("by") or "another machine took it over").partition(". ")[0]
+    return Moved(None, detail)
+
+
+def _child_pid(here: Sequence[Life]) -> int | None:
+    launched = [record for record in here[-1].records if record["event"] == "launched"] if here else []
     return launched[-1].get("pid") if launched else None
 
 
-def _commit_failed(records: list[dict[str, Any]]) -> str | None:
-    """Why the latest commit failed, None if it did not."""
-    commits = [record for record in records if record["event"] in ("committed", "commit_failed")]
-    return commits[-1].get("reason") if commits else None
+def _commit_failed(here: Sequence[Life]) -> str | None:
+    """Why the latest commit failed on this machine, None if it did not."""
+    made = [each for life in here for each in life.records if each["event"] in ("committed", "commit_failed")]
+    return made[-1].get("reason") if made else None
 
 
 def as_json(standing: Standing) -> dict[str, Any]:
@@ -93,10 +137,11 @@ def as_json(standing: Standing) -> dict[str, Any]:
     running = standing.state is RunState.RUNNING
     attempts = [attempt.as_json() for attempt in accounts.attempts]
     executed = accounts.steps_executed
-    if attempts and attempts[-1]["ended"] is None and live is not None and live.executed:
-        attempts[-1].update(first_step=live.first_step, last_step=live.step)
-        executed += live.executed
-    if attempts and attempts[-1]["ended"] is None and standing.state is RunState.LOST:
+    is_open = bool(attempts) and attempts[-1]["ended"] is None
+    if is_open and live is not None and live.executed:
+        executed += live.executed - accounts.attempts[-1].executed
+        attempts[-1].update(first_step=live.first_step, last_step=live.step, at_least=False)
+    if is_open and standing.state is RunState.LOST and standing.moved is None:
         attempts[-1].update(cause="lost", detail="the parent was killed or the machine went away")
         if live is not None and live.executed:  # unless its child still saves
             attempts[-1]["lost_steps"] = max(0, live.step - (newest.manifest.position.step if newest else 0))
@@ -105,6 +150,7 @@ def as_json(standing: Standing) -> dict[str, Any]:
         "run": standing.record.name,
         "state": standing.state.value,
         "detail": standing.record.detail,
+        "moved": None if standing.moved is None else asdict(standing.moved),
         "exit_code": standing.record.exit_code,
         "attempt": attempts[-1]["number"] if attempts else 0,
         "attempts": attempts,
@@ -118,6 +164,7 @@ def as_json(standing: Standing) -> dict[str, Any]:
         "commit_failed": standing.commit_failed,
         "checkpointing": costs.as_json(live, running=running),
         "replicas": standing.replicas,
+        "at_least": any(attempt["at_least"] for attempt in attempts),
         "goodput": accounts.goodput,
         "clock": list(accounts.clock_flags),
         "pid": standing.owner.pid if standing.owner and running else None,
@@ -147,6 +194,8 @@ def as_text(standing: Standing) -> str:
         f"run        {facts['run']}  ({standing.directory})",
         f"state      {_state_text(standing, facts)}",
     ]
+    if standing.moved is not None:
+        lines += [f"           {standing.moved.detail}", f"           {_TO_HAVE_IT_BACK}"]
     if standing.live is not None:
         live = standing.live
         lines.append(
@@ -159,17 +208,23 @@ def as_text(standing: Standing) -> str:
     lines += replicas.lines(facts["replicas"])
     goodput = facts["goodput"]
     share = "" if goodput is None else f", goodput {goodput:.0%}"
-    lines.append(f"work       {facts['steps_executed']} steps executed, {facts['lost_steps']} lost{share}")
+    more = "+" if facts["at_least"] else ""
+    lines.append(f"work       {facts['steps_executed']}{more} steps executed, {facts['lost_steps']}{more} lost{share}")
     lines += [f"clock      {flag}" for flag in facts["clock"]]
     if facts["pid"]:
         lines.append(f"processes  parent {facts['pid']}, child {facts['child_pid']}")
-    return "\n".join([*lines, "attempts", *_attempt_lines(facts["attempts"])])
+    lines += ["attempts", *_attempt_lines(facts["attempts"], running=standing.state is RunState.RUNNING)]
+    if more:
+        lines.append("  +: that many are known of; how far it came before the machine went is not known here")
+    return "\n".join(lines)
 
 
 def _state_text(standing: Standing, facts: dict[str, Any]) -> str:
     text = standing.state.value.replace("_", " ")
     if standing.state is RunState.RUNNING and facts["phase"]:
         return f"{text} ({facts['phase']})"
+    if standing.moved is not None:
+        return f"moved to {standing.moved.to or 'another machine'}"
     if standing.state is RunState.LOST:
         return f"{text}: its parent is gone; the same command goes on"
     code = facts["exit_code"]
@@ -182,14 +237,20 @@ def _checkpoint_text(checkpoint: dict[str, Any] | None) -> str:
     return f"step {checkpoint['step']}, {span(checkpoint['age_s'])} old: {checkpoint['path']}"
 
 
-def _attempt_lines(attempts: list[dict[str, Any]]) -> list[str]:
-    rows = [("  #", "resumed", "steps", "lost", "took", "ended by")]
+def _attempt_lines(attempts: list[dict[str, Any]], *, running: bool) -> list[str]:
+    several = len({attempt["host"] for attempt in attempts} - {""}) > 1
+    rows = [("  #", "resumed", "steps", "lost", "took", *["on"] * several, "ended by")]
     for attempt in attempts:
         resumed = "start" if attempt["resumed_from"] is None else str(attempt["resumed_from"])
+        more = "+" if attempt["at_least"] else ""
         trained = attempt["first_step"] is not None
-        steps = f"{attempt['first_step']}–{attempt['last_step']}" if trained else "–"
-        took = span((attempt["ended"] or time.time()) - attempt["started"])
-        cause = attempt["detail"] or attempt["cause"] or "still running"
-        rows.append((f"{attempt['number']:>3}", resumed, steps, str(attempt["lost_steps"]), took, cause))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    return ["  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[5]]) for row in rows]
+        steps = f"{attempt['first_step']}–{attempt['last_step']}{more}" if trained else f"–{more}"
+        lost = f"{attempt['lost_steps']}{more}"
+        open_end = "still running" if running and attempt is attempts[-1] else "not known here"
+        cause = attempt["detail"] or attempt["cause"] or open_end
+        on = [attempt["host"] or "?"] * several
+        rows.append((f"{attempt['number']:>3}", resumed, steps, lost, span(attempt["seconds"]), *on, cause))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    return [
+        "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
+    ]

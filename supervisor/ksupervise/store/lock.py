@@ -136,12 +136,12 @@ def owner_is_alive(owner: Owner) -> bool | None:
     """Whether that very process still runs. None: it is on another machine, nobody here can know."""
     if owner.host != _host():
         return None
-    boot_id = _boot_id()
-    if owner.boot_id and boot_id and owner.boot_id != boot_id:
+    boot = boot_id()
+    if owner.boot_id and boot and owner.boot_id != boot:
         return False  # the machine was booted since
     if owner.start_time is None or not os.path.exists("/proc/self/stat"):
         return _pid_exists(owner.pid)
-    return _start_time(owner.pid) == owner.start_time
+    return start_time(owner.pid) == owner.start_time
 
 
 def _lock(path: str) -> int | None:
@@ -195,14 +195,15 @@ def _owner(values: object) -> Owner:
 
 def _this_process(address: str) -> Owner:
     pid = os.getpid()
-    return Owner(pid, _start_time(pid), _boot_id(), _host(), address, time.time())
+    return Owner(pid, start_time(pid), boot_id(), _host(), address, time.time())
 
 
 def _host() -> str:
     return os.uname().nodename
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Names this boot of the machine; empty where nothing tells."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()
@@ -210,8 +211,11 @@ def _boot_id() -> str:
         return ""
 
 
-def _start_time(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat; None if there is no such process, it is a zombie, or there is no /proc."""
+def start_time(pid: int) -> int | None:
+    """When a process started, in clock ticks since its machine's boot (field 22 of /proc/PID/stat).
+
+    None if there is no such process, it is a zombie, or there is no /proc.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             # The second field is the command's name in brackets; it may hold spaces and brackets.

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ksupervise.core.adoption import Choice, Local, Order, Seen, choose
-from ksupervise.errors import EXIT_DRAINED, KsuperviseError, RunBusy, RunNotFound, UsageError
+from ksupervise.core.adoption import Local, Order, Seen, choose, verdict
+from ksupervise.errors import EXIT_DRAINED, KsuperviseError, RunNotFound, UsageError
 from ksupervise.parent import journal, run
 from ksupervise.parent.replicate.fleet import about
 from ksupervise.parent.replicate.handle import Report, converse
@@ -41,32 +41,40 @@ class Found:
         places: what the user gave, by the names under which they are told of.
         token: no attempt up to this number is this parent's.
         away: places that could not be looked at; their workers try again.
+        behind: places that lack the newest checkpoint that is here, or how the run ended.
+        fetch: what is to be brought here first, None for nothing.
+        record: the run's as it lies there, for a machine that has none.
     """
 
-    places: dict[str, str] = field(default_factory=dict)
+    places: tuple[str, ...] = ()
     token: int = 0
     away: list[str] = field(default_factory=list)
+    behind: list[str] = field(default_factory=list)
+    fetch: Seen | None = None
+    record: str = ""
 
 
-def adopt(settings: Settings, layout: RunLayout, script: str, say: Say) -> Found:
-    """Look into all replicas, and bring here what is newer there than here.
+def look_into(settings: Settings, layout: RunLayout, script: str, say: Say) -> Found:
+    """Look into all replicas: is there something newer than here? Nothing is changed there or here.
 
-    Raises UsageError for a replica that holds another run, ReplicaAway, RunBusy.
+    Raises UsageError for a replica that holds another run, ReplicaAway.
     """
-    found = Found({place: place for place in settings.replica})
+    found = Found(settings.replica)
     if not found.places:
         return found
     name = Path(layout.root).name
     local = _local(layout)
     seen: list[Seen] = []
-    kinds: set[str] = set()
+    kinds: set[str] = set()  # of failures
+    records: dict[str, str] = {}
     for index, place in enumerate(found.places):
         generations, kind = _look(place, name, say)
-        kinds.add(kind)
+        kinds |= {kind} - {""}
         if generations is None:
             found.away.append(place)
         seen += _seen(index, generations or ())
-    if local is None and len(found.away) == len(found.places) and not settings.fresh:
+        records |= {str(each.get("run_id")): str(each.get("record")) for each in generations or ()}
+    if local is None and not seen and found.away and not settings.fresh:
         text = (
             f"{', '.join(found.away)} cannot be looked into, and there is nothing of run {name} here: it may be there"
         )
@@ -79,9 +87,21 @@ def adopt(settings: Settings, layout: RunLayout, script: str, say: Say) -> Found
         refusal = chosen.refusal.replace("--name", f"--name {name}", 1)
         raise UsageError(f"run {name}, {', '.join(found.places)}: {refusal}")
     found.token = chosen.token
+    found.fetch = chosen.fetch
     if chosen.fetch is not None:
-        _fetch(list(found.places)[chosen.fetch.place], layout, chosen, say)
+        found.record = records.get(chosen.fetch.run_id, "")
+    elif local is None:
+        say(f"{', '.join(found.places)}: nothing of run {name} is there yet")
+    elif not settings.fresh:
+        has = {each.place for each in seen if each.run_id == local.run_id and each.told and _has(each, local)}
+        known = [(index, place) for index, place in enumerate(found.places) if place not in found.away]
+        found.behind = [place for index, place in known if index not in has]
     return found
+
+
+def _has(seen: Seen, local: Local) -> bool:
+    """The place has all that is here, or more."""
+    return local.newest is None or (seen.newest is not None and seen.newest >= local.newest)
 
 
 def _local(layout: RunLayout) -> Local | None:
@@ -124,6 +144,7 @@ def _seen(place: int, generations: Sequence[Mapping[str, Any]]) -> list[Seen]:
                 _order(newest["order"]) if newest else None,
                 int(newest["step"]) if newest else 0,
                 int(each.get("token") or 0),
+                int(each.get("told") or 0),
             )
         )
     return seen
@@ -134,10 +155,14 @@ def _order(found: Sequence[Any]) -> Order:
     return int(attempt), int(seq), str(holder)
 
 
-def _fetch(place: str, layout: RunLayout, chosen: Choice, say: Say) -> None:
-    """Bring a generation's newest checkpoint, and what goes with it, into the local store."""
-    seen = chosen.fetch
+def fetch(found: Found, layout: RunLayout, say: Say) -> None:
+    """Bring a generation's newest checkpoint, and what goes with it, into the local store. Only while owning the run.
+
+    Raises ReplicaAway.
+    """
+    seen = found.fetch
     assert seen is not None
+    place = found.places[seen.place]
     if seen.newest is not None:
         say(f"replica {place} has step {seen.step} of this run, newer than what is here: fetching it")
     last: list[Report] = []
@@ -173,39 +198,13 @@ def _fetch(place: str, layout: RunLayout, chosen: Choice, say: Say) -> None:
 
 def _settle(layout: RunLayout, report: Report) -> None:
     """Put the run's record and journal where they belong. The checkpoints are there already."""
-    incoming, record = Path(str(report["incoming"])), Path(layout.run_json)
-    if not record.exists():
-        run.save(record, run.load(incoming / "run.json"))
+    incoming, path = Path(str(report["incoming"])), Path(layout.run_json)
     journal.merge(Path(layout.journal), (incoming / "journal.jsonl").read_bytes())
+    record = run.load(path if path.exists() else incoming / "run.json")
+    newest = CheckpointStore(layout.root, record.id).newest()
+    ended = verdict(journal.read(Path(layout.journal)), 0 if newest is None else newest.manifest.seq)
+    run.save(path, record if ended is None else run.ended(record, ended))
     shutil.rmtree(incoming, ignore_errors=True)
-
-
-def claim(configuration: Mapping[str, Any], say: Say) -> int | None:
-    """Become the owner of the run in one place; the token there, None if it cannot be reached now.
-
-    Raises RunBusy if somebody else owns it and lives.
-    """
-    last: list[Report] = []
-    place = configuration["place"]
-
-    def heard(report: Report) -> bool:
-        if report["op"] == "waiting":
-            say(f"replica {place}: another machine had this run; waiting for a sign of life of it, a minute as a rule")
-        if report["op"] in ("waiting", "beat"):
-            return True
-        last.append(report)
-        return False
-
-    whole = converse(["claim"], configuration, heard)
-    report = last[0] if whole else {"op": "failed", "reason": "it does not answer"}
-    if report["op"] == "owned":
-        if report.get("line"):
-            say(f"replica {place}: the run is taken over from {report['line']}")
-        return int(report["token"])
-    if report["op"] == "busy":
-        raise RunBusy(f"run {configuration['name']} is being trained by {report.get('who')}: {place} shows it alive")
-    say(about(place, str(report.get("reason"))))
-    return None
 
 
 def holder_of(holder: str) -> str:

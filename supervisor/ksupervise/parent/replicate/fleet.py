@@ -14,8 +14,10 @@ from typing import Any
 
 from ksupervise.parent.replicate.handle import Handle, Report
 from ksupervise.parent.room import size_text
+from ksupervise.parent.signals import STOPS, SignalPipe
 from ksupervise.parent.voice import Voice
 
+LAST_COPY = 600.0  # seconds that the final state of a completed run may take to its replicas
 _AGAIN = (1.0, 300.0)  # seconds before a worker is started again: doubled each time, at most
 _HOPELESS = ("refused", "local")  # kinds of failures that time does not cure
 _FIRST_WORD = 2.0  # seconds before the first of them
@@ -169,8 +171,8 @@ class Fleet:
             why += ", and not even SIGKILL ends it (its mount hangs)"
         self._fail(post, why)
 
-    def finish(self, seconds: float, said: Callable[[str], None], wake: int) -> None:
-        """Let each upload the newest checkpoint and go, waiting at most `seconds`, or until `wake` is readable.
+    def finish(self, seconds: float, said: Callable[[str], None], signals: SignalPipe) -> None:
+        """Let each upload the newest checkpoint and go, waiting at most `seconds`, or until a signal asks to stop.
 
         One that fails is not waited for long, one that refuses not at all.
         """
@@ -178,11 +180,13 @@ class Fleet:
         word = began + _FIRST_WORD
         with selectors.DefaultSelector() as selector:
             for post in [] if self._lost else self._posts:
+                if post.handle is None:  # it would have been tried again later
+                    self._start(post)
                 if post.handle is not None:
                     post.handle.order({"op": "finish", "seconds": round(seconds, 1)})
                     self._unwatch(post.handle.fileno())
                     selector.register(post.handle, selectors.EVENT_READ, post)
-            selector.register(wake, selectors.EVENT_READ)
+            selector.register(signals.fileno(), selectors.EVENT_READ)
             while waited := [
                 key.data for key in selector.get_map().values() if key.data and self._is_hoped_for(key.data)
             ]:
@@ -191,9 +195,10 @@ class Fleet:
                 if left <= 0:
                     break
                 for key, _ in selector.select(min(left, 1.0)):
-                    if key.data is None:
+                    if key.data is not None:
+                        self._finish(key.data, selector)
+                    elif any(number in STOPS for number in signals.read()):
                         return  # Ctrl-C, or whoever else does not want to wait
-                    self._finish(key.data, selector)
                 if time.monotonic() > word:
                     word += _PROGRESS
                     names = ", ".join(post.name for post in waited)

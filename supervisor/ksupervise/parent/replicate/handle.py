@@ -16,7 +16,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-SILENCE = 150.0  # seconds without a word: one call of a place may take its two time-outs of a minute
+# Seconds without a word. A worker may wait for a minute between two tries, and then ask with a time-out of a minute; or
+# a request fails after a minute and is repeated once. With less, workers would be ended that only wait for their place.
+SILENCE = 150.0
 _MOST = 1 << 20  # bytes of one line
 
 Report = dict[str, Any]
@@ -123,16 +125,21 @@ def converse(
 
     Blocks; for what comes before the loop and behind it. The worker is gone afterwards. Raises OSError.
     """
-    import select
-
     handle = Handle(arguments, configuration)
     try:
-        while True:
-            readable = select.select([handle], [], [], min(1.0, silence))[0]
-            for report in handle.reports() if readable else ():
-                if not heard(report):
-                    return True
-            if handle.ended or time.monotonic() - handle.heard_at > silence:
-                return False
+        return listen(handle, heard, silence)
     finally:
         handle.close()
+
+
+def listen(handle: Handle, heard: Callable[[Report], bool], silence: float = SILENCE) -> bool:
+    """The same with a worker that runs already, and runs on."""
+    import select
+
+    while True:
+        readable = select.select([handle], [], [], min(1.0, silence))[0]
+        for report in handle.reports() if readable else ():
+            if not heard(report):
+                return True
+        if handle.ended or time.monotonic() - handle.heard_at > silence:
+            return False
