@@ -396,12 +396,19 @@ class Supervisor:
         self._lookout.look(alive, stopping=self._state.stop is not None)
         self._fleet.look()
         if self._owned.lost and self._state.stop is None:
-            self._events.append(StopAsked(StopKind.NOTICE, None, self._owned.lost[0]))
+            self._leave_to_another(self._owned.lost[0])
         if self._standby is not None:
             self._standby.look(alive, stopping=self._state.stop is not None)
             if self._standby.was_killed and attempt is not None:  # perhaps for want of memory: not of the attempt's
                 self._standby.was_killed = False
                 attempt.oom_mark = self._lookout.oom.read()
+
+    def _leave_to_another(self, words: str) -> None:
+        """Another machine has taken the run over, as `words` say."""
+        self._voice.say(words, urgent=True)
+        if self._owned.shared is not None:
+            self._record("superseded", by=words)  # a replica's worker has said it itself
+        self._events.append(StopAsked(StopKind.NOTICE, None, words.partition(". ")[0]))
 
     # What is done about it
 

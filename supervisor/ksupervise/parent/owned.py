@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from ksupervise import __version__
 from ksupervise.core.actions import Finish, RunState
 from ksupervise.core.admission import Admission, Verb, admit
-from ksupervise.core.clock import TAKEN
-from ksupervise.core.ledger import Account, account
+from ksupervise.core.clock import TAKEN, lives_here
+from ksupervise.core.ledger import Account, AttemptAccount, account
 from ksupervise.core.policy import History, history_from_json
 from ksupervise.errors import RunBusy, RunDamaged, RunNotFound, UsageError
 from ksupervise.parent import boot, journal, run
@@ -328,7 +328,7 @@ def _prepare(
         accounts = account(records, time.time())
         book.write(TAKEN, host=host.hostname(), boot=host.boot_id(), version=__version__)
         _enter_orphans_commits(store, accounts, book)
-        _enter_lost_attempt(layout, accounts, records, book)
+        _enter_lost_attempts(layout, accounts, records, book)
         records = list(journal.read(Path(layout.journal)))
     if newest is None and accounts.checkpoint is not None:
         at = accounts.checkpoint["step"]
@@ -397,33 +397,54 @@ def _enter_orphans_commits(store: CheckpointStore, accounts: Account, book: jour
             book.write("committed", attempt=manifest.attempt, seq=manifest.seq, **position, path=checkpoint.path)
 
 
-def _enter_lost_attempt(
+def _enter_lost_attempts(
     layout: RunLayout, accounts: Account, records: Sequence[Mapping[str, Any]], book: journal.Journal
 ) -> None:
-    """Close the account of an attempt whose parent died: its control page tells how far it came."""
-    last = accounts.attempts[-1] if accounts.attempts else None
-    if last is None or last.ended is not None:
-        return
-    steps: dict[str, int | None] = {}
-    known = [record for record in records if record.get("attempt") == last.number]
-    ended = max((float(record["at"]) for record in known), default=last.started)
-    usage = None
-    try:
-        control = live_page(Path(layout.attempt(last.number)) / LIVE)
-        if control.integer("executed"):
-            steps = {
-                "first_step": control.integer("first_step"),
-                "last_step": control.integer("step"),
-                "executed": control.integer("executed"),
-            }
-        # Its last beat, if that is of the same boot as its last record.
-        ended += max(0.0, min(_A_DAY, control["beat"] - float(known[-1]["mono"]))) if known else 0.0
-        usage = usage_of(control)
-        control.close()
-    except (OSError, ValueError, KeyError):
-        pass  # the machine went down before the page was written: the journal knows what it knows
-    cause, detail = _how_lost(records, usage)
-    book.write("attempt_ended", attempt=last.number, cause=cause, detail=detail, ended=round(ended, 3), **steps)
+    """Close the accounts of attempts whose parents died: their control pages tell how far they came."""
+    here = {life.name for life in lives_here(records)}
+    for attempt in accounts.attempts:
+        is_open = attempt is accounts.attempts[-1] and attempt.ended is None
+        page = _Page.of(layout, attempt.number) if attempt.life in here else None
+        if is_open or (page is not None and attempt.at_least):  # found lost elsewhere, where there was no page
+            _enter_lost_attempt(attempt, page, records, book)
+
+
+def _enter_lost_attempt(
+    attempt: AttemptAccount, page: _Page | None, records: Sequence[Mapping[str, Any]], book: journal.Journal
+) -> None:
+    known = [
+        record
+        for record in records
+        if record.get("attempt") == attempt.number and record.get("life") in (attempt.life or None, None)
+    ]
+    ended = max((float(record["at"]) for record in known), default=attempt.started)
+    if page is not None and known:  # its last beat, if that is of the same boot as its last record
+        ended += max(0.0, min(_A_DAY, page.beat - float(known[-1]["mono"])))
+    its_life = [record for record in records if record.get("life") == attempt.life] or records
+    cause, detail = _how_lost(its_life, None if page is None else page.usage)
+    steps = {} if page is None else page.steps
+    book.write("attempt_ended", attempt=attempt.number, cause=cause, detail=detail, ended=round(ended, 3), **steps)
+
+
+@dataclass(frozen=True)
+class _Page:
+    """What the control page of an attempt says that nobody saw end: steps, last beat, memory."""
+
+    steps: Mapping[str, int]
+    beat: float
+    usage: tuple[int, int] | None
+
+    @classmethod
+    def of(cls, layout: RunLayout, attempt: int) -> _Page | None:
+        """None if there is none: the machine went down before it was written."""
+        try:
+            with contextlib.closing(live_page(Path(layout.attempt(attempt)) / LIVE)) as control:
+                steps = {"executed": control.integer("executed")}
+                if steps["executed"]:
+                    steps |= {"first_step": control.integer("first_step"), "last_step": control.integer("step")}
+                return cls(steps, control["beat"], usage_of(control))
+        except (OSError, ValueError, KeyError):
+            return None
 
 
 def _how_lost(records: Sequence[Mapping[str, Any]], usage: tuple[int, int] | None) -> tuple[str, str]:

@@ -113,10 +113,12 @@ def _towards(known: float, measured: float) -> float:
 def hazard_of(records: Iterable[Mapping[str, Any]]) -> Hazard:
     """The interruptions of the machine that a journal tells of."""
     observed, interruptions, announced, began = 0.0, 0, 0, None
+    ended_before: set[int] = set()  # attempts: another machine may have found one lost that told its end itself
     for record in records:
         if record["event"] == "launched":
             began = float(record["at"])
-        elif record["event"] == "attempt_ended":
+        elif record["event"] == "attempt_ended" and record.get("attempt") not in ended_before:
+            ended_before |= {record["attempt"]} if "attempt" in record else set()
             ended = float(record.get("ended", record["at"]))
             observed += max(0.0, ended - began) if began is not None else 0.0
             began = None

@@ -81,7 +81,8 @@ def _last_line(owned: OwnedRun, verdict: Finish) -> str:
         line += f": {verdict.detail}"
     line += f" ({attempts} attempt{'s' if attempts != 1 else ''}"
     if accounts.steps_executed:
-        line += f", {steps(accounts.steps_executed)} executed, {accounts.lost_steps} lost"
+        at_least = "at least " if accounts.at_least else ""
+        line += f", {at_least}{steps(accounts.steps_executed)} executed, {accounts.lost_steps} lost"
     line += ")"
     if owned.lost:
         line += "; it goes on there"

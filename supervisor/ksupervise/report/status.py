@@ -113,7 +113,8 @@ def _moved(accounts: Account, here: Sequence[Life], records: Sequence[Record]) -
         on = f"on {last.host}" if last.host else "on another machine"
         step = "" if last.last_step is None else f", which had come to step {last.last_step} at least"
         return Moved(last.host or None, f"attempt {last.number} was begun {on}{step}")
-    said = [record for record in (here[-1].records if here else ()) if record.get("op") == "superseded"]
+    last_life = here[-1].records if here else ()
+    said = [record for record in last_life if "superseded" in (record.get("event"), record.get("op"))]
     if not said:
         return None
     detail = str(said[-1].get("by") or "another machine took it over").partition(". ")[0]
