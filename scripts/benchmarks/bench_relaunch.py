@@ -3,7 +3,8 @@
 The killer notes when it kills, and waits on a pidfd of its own: nobody can know earlier. The parent runs with a
 stopwatch around its loop (`workloads/watched.py`), the child says when its first line ran, when Keras was imported and
 when its first step was trained (`workloads/phases.py`): cold, with `--standby`, and in a shell loop with Keras'
-BackupAndRestore, beside the start of the script alone.
+BackupAndRestore, beside the start of the script alone. supervisord and torchrun relaunch a tiny child beside it, where
+they are on PATH.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import relaunchers
 from measure import EXAMPLES, WORKLOADS, Report, ended, environment, journal, ksupervise, tell, wait_for
 
 Ready = Callable[[list[dict[str, Any]], int], bool]  # journal, attempt → it may be killed
@@ -53,6 +55,7 @@ def run(report: Report, folder: Path, *, quick: bool, random: random.Random) -> 
     tiny = [_tiny(folder / f"tiny{number}", 2, random) for number in range(kills)]
     _enter(report, "tiny child, first death under its parent", [first for first, _ in tiny])
     _enter(report, "tiny child, second death", [second for _, second in tiny])
+    relaunchers.enter(report, folder / "relaunchers", kills, random)
     tell("Keras child with 30 MB staged")
     keras = _keras(folder / "keras", kills + 1, random)
     _enter(report, "Keras child, 30 MB staged", keras[1:], beyond=True)
