@@ -339,6 +339,13 @@ def test_a_full_place_gives_up_all_but_the_last_that_has_left(store: CheckpointS
     assert complete(place) == [3, 2]
 
 
+def test_who_keeps_one_is_told_that_there_has_to_be_room_for_two(store: CheckpointStore, place: MemoryPlace) -> None:
+    put(store, 1)
+    place.before = once("write", "state.safetensors", breaking(ReplicaFull("no room")))
+    with serving(store, place, keep=1) as talk:
+        assert "room for two" in talk.until("failed", kind="full")["reason"]
+
+
 def test_leftovers_of_a_dead_worker_are_removed(store: CheckpointStore, place: MemoryPlace) -> None:
     place.objects[f"{GENERATION.checkpoints}000000000001-a0001-haaaaaa/state.safetensors"] = b"torn"
     put(store, 1)

@@ -247,9 +247,9 @@ class Lease:
         """
         if not self._held:
             return
+        self._remove_beats(keep=0)  # first: in a full place the farewell needs their room
         if not self.lost:
             self._place.create(gone_key(self._prefix, self._mark), self._claim.encoded())
-        self._remove_beats(keep=0)
         self._held = False
         self._contest = self._new_contest()
 

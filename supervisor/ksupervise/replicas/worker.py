@@ -331,9 +331,12 @@ class Worker:
             self._rotten.add(item.name.text)
             self._reports.tell("failed", reason=str(damage), kind="local", again_s=0.0)
             return
-        except ReplicaFull:
+        except ReplicaFull as full:
             self._tight = True
-            raise
+            if self._config.keep > 1:
+                raise
+            two = "Even --replica-keep 1 takes room for two: one stays until the next is whole."
+            raise ReplicaFull(f"{full} {two}") from full
         finally:
             self._uploading = None
         self._abandoned = 0
