@@ -12,6 +12,7 @@ from ksupervise.parent import owned
 from ksupervise.parent.owned import OwnedRun, take
 from ksupervise.replicas import lease
 from ksupervise.settings import Settings
+from ksupervise.store import RunLock
 
 
 @pytest.fixture
@@ -59,3 +60,21 @@ def test_a_local_store_has_no_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     taken = own(Settings(store=tmp_path / "store", name="job"))
     assert taken.shared is None
     assert not (tmp_path / "store" / "job" / "lease").exists()
+
+
+def test_who_finds_the_run_at_work_in_a_replica_lets_go_of_it_here(
+    shared: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: object) -> None:
+        raise RunBusy("another machine trains it")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owned, "_own_in_replicas", busy)
+        with pytest.raises(RunBusy, match="another machine"):
+            own(shared)
+    lock = RunLock(shared.store / "job" / "lock")
+    assert lock.acquire(), "the very lock that it held"
+    lock.release()
+    taken = own(shared)
+    assert taken.shared is not None
+    taken.shared.release()

@@ -151,7 +151,7 @@ def take(
     lock = _acquire(layout, settings.grace, say)
     shared: SharedOwnership | None = None
     claims, replicas = Claims(), list[dict[str, Any]]()
-    owned: OwnedRun | None = None
+    kept = False
     try:
         lost: list[str] = []
         shared = _share(layout, settings.grace, lost, say)
@@ -175,9 +175,10 @@ def take(
         owned.history = replace(owned.history, attempt=max([owned.history.attempt, *(each - 1 for each in tokens)]))
         owned.shared, owned.lost = shared, lost
         claims.pass_on()
+        kept = True
         return owned
     finally:
-        if owned is None:
+        if not kept:
             claims.release()
             if shared is not None:
                 shared.release()
