@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -153,6 +154,48 @@ def test_a_slot_that_grows_while_its_old_content_is_looked_at(memory: int) -> No
     slot.reserve(8 * PAGE)
     slot.view()[0] = 42
     assert old[0] == 42, "the same memory, mapped twice"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memfd")
+@pytest.mark.parametrize("pages", [1, 5000])
+def test_who_scribbles_on_a_guarded_slot_ends_at_it(pages: int) -> None:
+    program = f"""
+import ctypes, os, resource, sys
+from ksupervise.wire import PAGE, Slot
+
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+slot, size = Slot(int(sys.argv[1])), {pages} * PAGE
+for seq in (1, 2):
+    slot.begin()
+    slot.reserve(PAGE + size)
+    with slot.view() as view:
+        view[PAGE:PAGE + size] = bytes([seq]) * size
+    slot.complete(seq, {{}})
+    slot.guard()
+assert slot.guarded
+address = ctypes.addressof(ctypes.c_char.from_buffer(slot._map))
+ctypes.memset(address + PAGE + size - 1, 3, 1)
+"""
+    memory = os.memfd_create("slot")
+    done = subprocess.run([sys.executable, "-c", program, str(memory)], check=False, timeout=30, pass_fds=[memory])
+    assert done.returncode == -signal.SIGSEGV
+    slot = Slot(memory)
+    assert slot.read_description() == {"seq": 2}
+    assert os.pread(memory, pages * PAGE, PAGE) == bytes([2]) * pages * PAGE
+    os.close(memory)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="MADV_REMOVE")
+def test_a_guarded_slot_gives_its_memory_back() -> None:
+    memory = os.memfd_create("slot")
+    slot = Slot(memory)
+    stage(slot, 1, b"x" * 100 * PAGE)
+    slot.guard()
+    slot.empty()
+    assert slot.taken == 0
+    stage(slot, 2, b"new")
+    slot.close()
+    os.close(memory)
 
 
 def test_a_description_larger_than_its_page_is_refused(memory: int) -> None:

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import pytest
 from ksupervise.child import memory, tensors
 from ksupervise.child.stager import Stager, Taken
 from ksupervise.store import StoreFull
-from ksupervise.wire import DIGEST_CHUNK, PAGE, Control, Slot
+from ksupervise.wire import PAGE, Control, Slot
 
 ABOUT = {"position": {"fit": 1, "epoch": 0, "batch": 1, "step": 7, "kind": "batch"}, "origin": "interval", "extra": {}}
 
@@ -173,40 +172,42 @@ def wait_until(condition: Any) -> None:
     raise AssertionError("it never came to be")
 
 
-def digests_of(slot: Slot) -> dict[str, tuple[int, ...]] | None:
-    description = slot.read_description()
-    assert description is not None
-    return slot.read_digests(description)
-
-
-def test_digests_follow_and_are_those_of_the_content(bench: Bench) -> None:
-    bench.stage(arrays(1, items=3 * DIGEST_CHUNK // 4 + 5))
-    slot = bench.slots[bench.link.sent[-1]["slot"]]
-    wait_until(lambda: digests_of(slot) is not None)
-    description = slot.read_description()
-    assert description is not None
-    for name, digests in (digests_of(slot) or {}).items():
-        offset, size = description["files"][name]
-        content = os.pread(slot.fd, size, offset)
-        chunks = [content[start : start + DIGEST_CHUNK] for start in range(0, size, DIGEST_CHUNK)]
-        assert digests == tuple(map(zlib.crc32, chunks))
-    assert len((digests_of(slot) or {})["state.safetensors"]) > 1
-
-
-def test_digests_of_an_older_stage_never_pass_for_a_newer_ones(bench: Bench) -> None:
-    """The slot is written over again and again while digests are taken."""
-    for seq in range(1, 40):
-        bench.stage(arrays(seq, items=200_000 + 1000 * seq))
+@pytest.mark.parametrize("items", [1000, 5_000_000], ids=["small", "large"])
+def test_what_is_whole_is_guarded_and_what_comes_next_is_ready(bench: Bench, items: int) -> None:
+    for seq in range(1, 5):
+        assert bench.stage(arrays(seq, items), wait=30.0) == seq
         bench.link.freed[seq] = False
-        for slot in bench.slots:
-            description = slot.read_description()
-            found = None if description is None else slot.read_digests(description)
-            if description is not None and found is not None:
-                offset, size = description["files"]["state.json"]
-                assert json.loads(os.pread(slot.fd, size, offset)) == {"the": "state"}
-                assert found["state.json"] == (zlib.crc32(os.pread(slot.fd, size, offset)),)
-    newest = bench.slots[bench.link.sent[-1]["slot"]]
-    wait_until(lambda: digests_of(newest) is not None)
+        wait_until(lambda: not bench.stager.busy)
+        newest = bench.link.sent[-1]["slot"]
+        assert bench.slots[newest].guarded
+        assert_same(bench.whole(newest), arrays(seq, items))
+        # The first one of all knows of no other yet.
+        assert not bench.slots[1 - newest].guarded
+
+
+def test_what_the_parent_still_wants_stays_guarded(bench: Bench) -> None:
+    assert bench.stage(arrays(1)) == 1
+    assert bench.stage(arrays(2)) == 2
+    assert [slot.guarded for slot in bench.slots] == [True, True]
+    bench.link.freed[1] = True
+    assert bench.stage(arrays(3)) == 3
+    assert_same(bench.whole(bench.link.sent[-1]["slot"]), arrays(3))
+
+
+def test_the_state_that_was_gone_back_to_is_guarded_once_memory_is_warm(bench: Bench) -> None:
+    bench.stage(arrays(1))
+    held = bench.link.sent[-1]["slot"]
+    bench.slots[held].close()  # as a new process finds it
+    bench.stager.hold(held)
+    bench.stager.prepare(2_000_000)
+    wait_until(lambda: not bench.stager.busy)
+    assert bench.slots[held].guarded
+    assert_same(bench.whole(held), arrays(1))
+    bench.stager.prepare(4_000_000)  # a second fit, of a larger model
+    wait_until(lambda: not bench.stager.busy)
+    bench.stager.prepare(1_000_000)
+    wait_until(lambda: not bench.stager.busy)
+    assert_same(bench.whole(held), arrays(1))
 
 
 def test_prepared_memory_is_warm_and_its_content_unharmed(bench: Bench) -> None:

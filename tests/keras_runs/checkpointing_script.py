@@ -4,6 +4,8 @@ It leaves OUT.json: a digest of its final weights and the History. Only what sta
 ksupervise, and only in its first life.
 """
 
+import ctypes
+import faulthandler
 import hashlib
 import json
 import os
@@ -60,6 +62,16 @@ class Fate(keras.callbacks.Callback):
         """A stage is in memory that is newer than all that is on the disk."""
         if self._newer_stage():
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def scribbles(self) -> None:
+        """Pointers run wild, over the memory that states are staged in."""
+        if self._newer_stage():
+            faulthandler.disable()
+            maps = Path("/proc/self/maps").read_text().splitlines()
+            slots = [line.split()[:2] for line in maps if "ksupervise-slot" in line]
+            for span, _ in sorted(slots, key=lambda each: "w" not in each[1]):  # what may be written to comes first
+                begin, end = (int(address, 16) for address in span.split("-"))
+                ctypes.memset(begin, 0x5A, end - begin)
 
     def both(self) -> None:
         """The parent goes with us: memory is lost."""

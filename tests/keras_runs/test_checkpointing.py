@@ -39,6 +39,16 @@ def test_a_stage_is_gone_back_to_before_it_was_committed(laboratory: Laboratory,
     assert resumed["seconds"] >= 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/maps")
+def test_a_dying_process_cannot_scribble_on_what_it_staged(laboratory: Laboratory, undisturbed: Result) -> None:
+    run = laboratory.supervised("scribbles", *UNHURRIED, script=SCRIPT, EPOCHS="100")
+    assert run.code == 0, run.output
+    assert run.result == undisturbed.result
+    assert "SIGSEGV" in run.events("attempt_ended")[0]["detail"], run.events("attempt_ended")[0]
+    [resumed] = run.events("resumed")
+    assert resumed["seq"] > run.events("committed")[0]["seq"], "what is on the disk is older"
+
+
 def test_parent_and_child_killed_at_once_lose_no_more_than_was_in_memory(
     cold_laboratory: Laboratory, undisturbed: Result
 ) -> None:

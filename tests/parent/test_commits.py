@@ -7,7 +7,6 @@ import os
 import queue
 import sys
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ from ksupervise.parent.commits import Commits, Shelf
 from ksupervise.parent.console import Console
 from ksupervise.parent.journal import Journal, read
 from ksupervise.parent.pace import Pacer
-from ksupervise.parent.persist import Persister, known, restore
-from ksupervise.parent.stage import ScribbledStage, Stage, content, fill
+from ksupervise.parent.persist import Persister, restore
+from ksupervise.parent.stage import Stage, content, fill
 from ksupervise.parent.voice import Voice
 from ksupervise.store import CHUNK, CheckpointStore, Retention, RunLayout
-from ksupervise.wire import DIGEST_CHUNK, PAGE, Control
+from ksupervise.wire import PAGE, Control
 
 
 class FixedPacer(Pacer):
@@ -282,26 +281,7 @@ def test_a_state_that_the_child_could_not_write_is_told_and_room_is_made(office:
     assert office.events("freed"), "the others are optional"
 
 
-# Digests ------------------------------------------------------------------------------------------
-
-
-def test_a_digest_covers_the_same_bytes_in_memory_and_on_disk() -> None:
-    assert DIGEST_CHUNK == CHUNK
-
-
-def digested(office: Office, index: int, *, wrong: bool = False) -> None:
-    """The child's thread adds its digests."""
-    slot = office.stage.slots[index]
-    description = slot.read_description()
-    assert description is not None
-    at = description["digests"] = 3 * PAGE
-    slot.reserve(4 * PAGE)
-    digests = []
-    for offset, size in description["files"].values():
-        digests.append(zlib.crc32(os.pread(slot.fd, size, offset)) ^ wrong)
-    slot.complete(description.pop("seq"), description)
-    slot.write_digests(office.seq, at, digests)
-    slot.close()
+# The stage ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -313,34 +293,10 @@ def held(office: Office) -> Office:
     return office
 
 
-def test_a_stage_that_is_as_it_was_left_is_gone_back_to(held: Office) -> None:
-    digested(held, 0)
-    held.stage.verify_newest()
+def test_a_stage_that_waits_in_memory_is_gone_back_to(held: Office) -> None:
     found = restore(held.store, held.stage, 1, 10)
     assert found.plan.checkpoint is not None
-    assert (found.plan.checkpoint.seq, found.scribbled) == (2, "")
-
-
-def test_a_scribbled_stage_is_not_gone_back_to(held: Office) -> None:
-    """The disk has to do."""
-    digested(held, 0)
-    slot = held.stage.slots[0]
-    os.pwrite(slot.fd, b"!", PAGE + 3)
-    found = restore(held.store, held.stage, 1, 10)
-    assert found.plan.checkpoint is not None
-    assert found.plan.checkpoint.seq == 1
-    assert "not what was staged" in found.scribbled
-    assert [each.seq for each in known(held.store, held.stage)] == [1]
-
-
-def test_a_scribbled_stage_is_not_committed(held: Office) -> None:
-    digested(held, 0, wrong=True)
-    # The description has changed since it was staged: the child is gone, and what it left is looked at anew.
-    held.commits.leftovers()
-    held.turn(1)
-    assert held.on_disk() == [1]
-    assert "not what was staged" in held.events("commit_failed")[0]["reason"]
-    assert held.stage.newest() is None or held.stage.newest()[1]["seq"] != 2  # type: ignore[index]
+    assert found.plan.checkpoint.seq == 2
 
 
 def test_memory_that_a_child_could_shrink_would_end_the_parent(office: Office) -> None:
@@ -355,33 +311,13 @@ def test_memory_that_a_child_could_shrink_would_end_the_parent(office: Office) -
 
 def test_content_comes_in_chunks_whatever_its_size(office: Office) -> None:
     slot = office.stage.slots[0]
-    for size in (1, DIGEST_CHUNK, DIGEST_CHUNK + 1, 2 * DIGEST_CHUNK + 4097):
+    for size in (1, CHUNK, CHUNK + 1, 2 * CHUNK + 4097):
         data = os.urandom(size)
         fill(slot, {"a": (size, [memoryview(data)])}, 1, {})
         assert [len(chunk) for chunk in content(slot, PAGE, size)] == [
-            min(DIGEST_CHUNK, size - at) for at in range(0, size, DIGEST_CHUNK)
+            min(CHUNK, size - at) for at in range(0, size, CHUNK)
         ]
         assert b"".join(map(bytes, content(slot, PAGE, size))) == data
-
-
-def test_a_commit_leaves_its_digests_in_the_slot(office: Office) -> None:
-    """The child takes none of a state that is committed at once."""
-    office.staged()
-    slot = office.stage.slots[1]
-    slot.reserve(4 * PAGE)
-    description = slot.read_description()
-    assert description is not None
-    about = {**description, "digests": 3 * PAGE}
-    slot.complete(about.pop("seq"), about)
-    slot.close()
-    office.turn()
-    office.stage.verify_newest()
-    os.pwrite(slot.fd, b"!", PAGE + 3)
-    office.stage._verified = 0
-    found = restore(office.store, office.stage, 1, 10)
-    assert "not what was staged" in found.scribbled
-    assert found.plan.checkpoint is not None
-    assert found.plan.checkpoint.seq == 1, "the disk has it"
 
 
 def test_where_no_memory_is_given_the_slots_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,10 +335,5 @@ def test_where_no_memory_is_given_the_slots_are_files(tmp_path: Path, monkeypatc
     about = {"position": {}, "attempt": 1, "origin": "interval", "extra": {}}
     fill(stage.slots[0], {"a": (3, [memoryview(b"abc")])}, 1, about)
     assert b"".join(content(stage.slots[0], PAGE, 3)) == b"abc"
-    newest = stage.newest()
-    assert newest is not None
-    stage.verify_newest()
-    with pytest.raises(ScribbledStage):
-        stage._compare(0, "a", (1,), (2,))
-    assert stage.newest() is None
+    assert stage.newest() is not None
     stage.close()

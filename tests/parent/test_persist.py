@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from ksupervise.parent.persist import Committed, commit
 from ksupervise.parent.room import make_room, size_text
 from ksupervise.parent.stage import fill
 from ksupervise.store import (
+    Buffer,
     Checkpoint,
     CheckpointStore,
     DamagedCheckpoint,
-    FileRecord,
+    Position,
     Retention,
     RunLayout,
     StoreFull,
@@ -46,7 +47,7 @@ class Bench:
     def root(self) -> Path:
         return Path(self.store.layout.root)
 
-    def commit(self, seq: int, retention: Retention = FIVE, **options: Any) -> Committed:
+    def commit(self, seq: int, retention: Retention = FIVE) -> Committed:
         """Stage state number `seq` and commit it."""
         files = {"state.safetensors": (SIZE, [memoryview(state(seq))]), "state.json": (2, [memoryview(b"{}")])}
         position = {"fit": 1, "epoch": 0, "batch": 0, "step": seq, "kind": "batch"}
@@ -54,7 +55,7 @@ class Bench:
         fill(self.slot, files, seq, about)
         described = self.slot.read_description()
         assert described is not None
-        return commit(self.store, self.slot, described, holder="here", retention=retention, **options)
+        return commit(self.store, self.slot, described, holder="here", retention=retention)
 
     def listed(self) -> list[int]:
         """Numbers of the checkpoints, newest first, each read and compared."""
@@ -249,41 +250,42 @@ def rot(checkpoint: Checkpoint) -> None:
         file.write(bytes([first ^ 1]))
 
 
-def quota(bench: Bench, size: int) -> Callable[[FileRecord], None]:
-    """Refuse, as the file system would, what makes the run's directory larger than `size` bytes."""
+class Quota(CheckpointStore):
+    """Refused, as the file system would, is what makes the run's directory larger than `size` bytes."""
 
-    def check(_: FileRecord) -> None:
-        files = [path for path in bench.root.rglob("*") if path.is_file()]
-        if sum(path.stat().st_size for path in files) > size:
-            raise OSError(errno.EDQUOT, "quota")
+    size = 0
 
-    return check
+    def commit(self, position: Position, files: Mapping[str, Iterable[Buffer]], **how: Any) -> Checkpoint:
+        return super().commit(position, {name: self._limited(data) for name, data in files.items()}, **how)
+
+    def _limited(self, data: Iterable[Buffer]) -> Iterator[Buffer]:
+        for buffer in data:
+            taken = sum(path.stat().st_size for path in Path(self.layout.root).rglob("*") if path.is_file())
+            if taken + len(buffer) > self.size:
+                raise OSError(errno.EDQUOT, "quota")
+            yield buffer
 
 
-def test_a_quota_that_the_disk_does_not_tell_of(bench: Bench) -> None:
+@pytest.fixture
+def limited(bench: Bench) -> Bench:
+    """Three checkpoints, and a store with a quota."""
     for seq in range(1, 4):
         bench.commit(seq)
-    made = bench.commit(4, check=quota(bench, 3 * SIZE + MB))
+    return Bench(Quota(bench.root, RUN), bench.slot)
+
+
+def test_a_quota_that_the_disk_does_not_tell_of(limited: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Quota, "size", 3 * SIZE + MB)
+    made = limited.commit(4)
     assert seqs(made.freed) == [1, 2], "as much as the state takes, and a little more"
-    assert bench.listed() == [4, 3]
+    assert limited.listed() == [4, 3]
 
 
-def test_a_quota_that_is_too_small_says_what_it_cost(bench: Bench) -> None:
-    for seq in range(1, 4):
-        bench.commit(seq)
+def test_a_quota_that_is_too_small_says_what_it_cost(limited: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Quota, "size", SIZE)
     with pytest.raises(StoreFull, match=r"Older checkpoints \(2, 6\.3 MB\) were removed: it was not enough"):
-        bench.commit(4, check=quota(bench, SIZE))
-    assert bench.listed() == [3]
-
-
-def test_what_the_check_raises_is_no_full_disk(bench: Bench) -> None:
-    def check(record: FileRecord) -> None:
-        raise RuntimeError(record.name)
-
-    bench.commit(1)
-    with pytest.raises(RuntimeError, match=r"state\.safetensors"):
-        bench.commit(2, check=check)
-    assert bench.listed() == [1]
+        limited.commit(4)
+    assert limited.listed() == [3]
 
 
 def test_room_is_not_made_for_a_rotten_one(bench: Bench) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
     from pathlib import Path
 
-    from ksupervise.store import Buffer, Damage, FileRecord, Retention
+    from ksupervise.store import Buffer, Damage, Retention
 
 RUN = "0b0e7e1c-6f0e-4c43-9d7a-000000000001"
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -36,7 +36,6 @@ class Store(Protocol):
         holder: str,
         origin: Origin,
         extra: dict[str, Any] | None = None,
-        check: Callable[[FileRecord], None] | None = None,
     ) -> Checkpoint: ...
     def checkpoints(self) -> list[Checkpoint]: ...
     def damaged(self) -> list[Damage]: ...

@@ -23,7 +23,7 @@ from ksupervise.store.checkpoint import check_payload_names, decode
 from ksupervise.store.store import Survey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from ksupervise.store import Buffer, Damage, Origin, Position
 
@@ -67,7 +67,6 @@ class MemoryStore:
         holder: str,
         origin: Origin,
         extra: dict[str, Any] | None = None,
-        check: Callable[[FileRecord], None] | None = None,
     ) -> Checkpoint:
         draft = Manifest(self.run, seq, attempt, holder, position, origin, time.time(), (), extra or {})
         try:
@@ -82,8 +81,6 @@ class MemoryStore:
         for name, buffers in files.items():
             written[path, name] = self._collect(path, buffers)
             records.append(_record(name, written[path, name]))
-            if check is not None:
-                check(records[-1])
         self.memory.files.update(written)
         manifest = replace(draft, files=tuple(records))
         self.memory.manifests[path] = manifest.encode()

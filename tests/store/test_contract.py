@@ -7,6 +7,7 @@ see `fuse`.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,6 @@ from ksupervise.store import (
     Checkpoint,
     CheckpointStore,
     DamagedCheckpoint,
-    FileRecord,
     StoreFull,
     StoreUnreadable,
     StoreUnwritable,
@@ -239,23 +239,17 @@ def test_what_was_set_aside_is_not_listed_and_its_seq_not_used_again(rig: Rig) -
     assert rig.open().next_seq() == 3
 
 
-def test_each_file_is_checked_when_it_is_written(rig: Rig) -> None:
-    seen: list[FileRecord] = []
-    found = rig.open().commit(at(1), payload(1), seq=1, attempt=1, holder="h", origin="drain", check=seen.append)
-    assert tuple(seen) == found.manifest.files
-
-
-@pytest.mark.parametrize("error", [RuntimeError("scribbled"), OSError(5, "EIO"), Unplugged()])
-def test_a_check_that_objects_abandons_the_commit(rig: Rig, error: BaseException) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("unmapped"), OSError(5, "EIO"), Unplugged()])
+def test_a_payload_that_cannot_be_read_abandons_the_commit(rig: Rig, error: BaseException) -> None:
     store = rig.open()
     old = put(store, 1)
 
-    def object_to_the_last(record: FileRecord) -> None:
-        if record.name == "extra.json":
-            raise error
+    def torn() -> Iterator[bytes]:
+        yield b"{"
+        raise error
 
     with pytest.raises(BaseException) as raised:  # noqa: PT011
-        store.commit(at(2), payload(2), seq=2, attempt=1, holder="h", origin="drain", check=object_to_the_last)
+        store.commit(at(2), {**payload(2), "extra.json": torn()}, seq=2, attempt=1, holder="h", origin="drain")
     assert raised.value is error or raised.value.__cause__ is error
     assert rig.open().checkpoints() == [old]
     assert rig.open().damaged() == []

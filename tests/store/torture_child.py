@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ksupervise.errors import KsuperviseError
 from ksupervise.parent import persist
 from ksupervise.parent.stage import Stage, fill
-from ksupervise.store import CHUNK, Checkpoint, CheckpointStore, FileRecord, Position, RunLayout
+from ksupervise.store import CHUNK, Buffer, Checkpoint, CheckpointStore, Position, RunLayout
 
 RUN = "tortured"
 VARIABLES, REST = "state", "extra.json"
@@ -145,6 +146,21 @@ def _setting_aside(store: CheckpointStore) -> Callable[[], object]:
     return lambda: store.set_aside(newest.path, "bytes 0 to 1 are not what was written")
 
 
+class _FullOnce(CheckpointStore):
+    """Once its first payload is written, the disk turns out to be full."""
+
+    tried = False
+
+    def commit(self, position: Position, files: Mapping[str, Iterable[Buffer]], **how: Any) -> Checkpoint:
+        full = {} if self.tried else {"last": self._full()}
+        self.tried = True
+        return super().commit(position, {**files, **full}, **how)
+
+    def _full(self) -> Iterator[bytes]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        yield b""
+
+
 def _committing_full(store: CheckpointStore) -> Callable[[], object]:
     """As the parent does it, out of a slot; once the first file is written, the disk turns out to be full."""
     stage = Stage(Path(store.layout.root))
@@ -154,13 +170,8 @@ def _committing_full(store: CheckpointStore) -> Callable[[], object]:
     fill(stage.slots[0], files, NEW, about)
     newest = stage.newest()
     assert newest is not None
-    refusals = [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))]
-
-    def full_once(record: FileRecord) -> None:
-        if refusals:
-            raise refusals.pop()
-
-    return lambda: persist.commit(store, stage.slots[0], newest[1], holder="h", retention=1, check=full_once)
+    store = _FullOnce(store.layout.root, RUN)
+    return lambda: persist.commit(store, stage.slots[0], newest[1], holder="h", retention=1)
 
 
 def _check_committed_full(store: CheckpointStore, acked: bool) -> str:

@@ -1,7 +1,8 @@
 """Copies the training's state into memory that outlives this process.
 
 Two slots take turns: the newest whole stage is never written over, so a death in mid-copy tears exactly
-the other one. A slot that the parent still wants to persist is left alone.
+the other one. A slot that the parent still wants to persist is left alone. What is whole is guarded: no pointer that
+runs wild in a dying process reaches it.
 
 Where memory does not suffice for two slots there is one: it is written over only when what it held is durable. Where it
 does not suffice for one, the state is written straight into the store, and training waits for the disk.
@@ -9,13 +10,11 @@ does not suffice for one, the state is written straight into the store, and trai
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import errno
 import json
 import os
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,13 +22,13 @@ from typing import Any
 from ksupervise.child import memory, tensors
 from ksupervise.child.background import Task, in_two
 from ksupervise.child.link import Link
-from ksupervise.wire import DIGEST_CHUNK, PAGE, VARIABLES, Control, Slot
+from ksupervise.wire import PAGE, VARIABLES, Control, Slot
 
 REST, STATE = "rest.safetensors", "state.json"  # and VARIABLES
 EXTRA = "extra/"  # what the names of the rest's arrays begin with
 
 _SHARE = 2  # slots may take one part in so many of the memory that is free
-_WORTH_TWO = 16 * 1024 * 1024  # bytes from which a second thread is worth its start
+_WORTH_A_THREAD = 16 * 1024 * 1024  # bytes from which a second one is worth its start
 _BLOCK = 8 * 1024 * 1024  # bytes touched, or written into the store, at a time
 
 # Files as the store takes them, what the manifest says of them, their number → path of the checkpoint.
@@ -81,9 +80,8 @@ class Stager:
         self._specs: list[tensors.Spec] = []
         self._warming: Task | None = None
         self._copying: Task | None = None
+        self._guarding: Task | None = None
         self._urgent = False  # somebody waits for a slot: cold memory will do
-        self._digested = 0  # seq whose digests are being taken
-        self._digesting = _thread.allocate_lock()
         self.slots: int | None = None
         self.at = time.monotonic()
 
@@ -104,10 +102,14 @@ class Stager:
     @property
     def busy(self) -> bool:
         """A stage could not begin now: the slot that comes next is not ready, or not free."""
-        for task in (self._warming, self._copying):
-            if task is not None and not task.done:
-                return True
+        if any(not task.done for task in self._tasks):
+            return True
         return not self._is_free(self._next)
+
+    @property
+    def _tasks(self) -> list[Task]:
+        """What is at work on the slots beside the training, or was."""
+        return [task for task in (self._warming, self._copying, self._guarding) if task is not None]
 
     def _is_free(self, index: int) -> bool:
         return not self._taken[index] or self._link.is_free(self._taken[index])
@@ -127,6 +129,7 @@ class Stager:
         """Memory that cannot be had now is missed, and told of, when a stage needs it."""
         with contextlib.suppress(OSError):
             self._warm(indices, size)
+        self._guard()
 
     def _warm(self, indices: list[int], size: int) -> None:
         """Touch every page of the slots, and change none."""
@@ -135,6 +138,8 @@ class Stager:
         for index in indices:
             slot = self._slots[index]
             slot.reserve(PAGE + size)
+            if slot.guarded:
+                continue  # this process has written to it
             pages = np.frombuffer(slot.view(), np.uint8)
             for start in range(0, len(pages), _BLOCK):
                 if self._urgent:
@@ -205,10 +210,10 @@ class Stager:
             return False
         end = time.monotonic() + wait
         self._urgent = True
-        for task in (self._warming, self._copying):
-            if task is not None and not task.join(max(0.0, end - time.monotonic())):
+        for task in self._tasks:
+            if not task.join(max(0.0, end - time.monotonic())):
                 return False
-        self._warming, self._copying, self._urgent = None, None, False
+        self._warming, self._copying, self._guarding, self._urgent = None, None, None, False
         return self._is_free(self._next) or self._link.wait_free(self._taken[self._next], end - time.monotonic())
 
     def settle(self, wait: float) -> None:
@@ -223,8 +228,6 @@ class Stager:
             return self._into_store(taken, began)
         index, seq = self._next, self._next_seq
         self._next_seq += 1
-        with self._digesting:
-            self._digested = 0  # whoever still takes digests of what was there lets go
         size = self._slots[index].size
         copy = self._begin(index, taken)
         told = {"durable": durable or self.slots == 1, "cold": self._slots[index].size != size}
@@ -259,9 +262,8 @@ class Stager:
             REST: (rest_at, rest_plan.size),
             STATE: (state_at, len(text)),
         }
-        self._digests_at = _page_behind(state_at + len(text))
         slot.begin()
-        slot.reserve(self._digests_at + 4 * sum(size // DIGEST_CHUNK + 1 for _, size in self._files.values()))
+        slot.reserve(state_at + len(text))
         with slot.view() as view:
             _put(view[rest_at:], rest_plan, rest)
             view[state_at : state_at + len(text)] = text
@@ -286,32 +288,24 @@ class Stager:
     ) -> None:
         """The slot is whole: say so. `stall`: seconds that training stood still, 0 for all of it."""
         slot = self._slots[index]
-        description = {"attempt": self._attempt, "files": self._files, "digests": self._digests_at, "staged": True}
-        slot.complete(seq, {**taken.about, **description})
+        slot.complete(seq, {**taken.about, "attempt": self._attempt, "files": self._files, "staged": True})
         self._taken[index] = self._seqs[index] = seq
         self._newest = index
         self.at = time.monotonic()
         took = self.at - began
         self._tell("staged", {**told, "slot": index, "seq": seq, "stall": stall or took, "copy": took}, taken)
-        if told["durable"]:
-            return  # the parent takes digests while it commits, and leaves them in the slot
-        self._digested = seq
-        view, places, offset = slot.view(), list(self._files.values()), self._digests_at
-        Task(lambda: self._take_digests(slot, view, seq, places, offset))
+        if slot.size < _WORTH_A_THREAD:
+            self._guard()
+        else:
+            self._guarding = Task(self._guard, hurried=True)
 
-    def _take_digests(self, slot: Slot, view: memoryview, seq: int, places: list[tuple[int, int]], offset: int) -> None:
-        """On a thread of its own, when the machine has time for it. A newer stage ends it."""
-        digests = []
-        with view:
-            for start, size in places:
-                for at in range(start, start + size, DIGEST_CHUNK):
-                    if self._digested != seq:
-                        return
-                    with view[at : min(at + DIGEST_CHUNK, start + size)] as chunk:
-                        digests.append(zlib.crc32(chunk))
-        with self._digesting:
-            if self._digested == seq:
-                slot.write_digests(seq, offset, digests)
+    def _guard(self) -> None:
+        """The newest whole state is not to be changed; what will be written over next is made ready for it."""
+        newest, other = self._slots[self._newest], self._slots[1 - self._newest]
+        if self.slots and newest.read_description() is not None:
+            newest.guard()
+        if self.slots == 2 and self._is_free(1 - self._newest):
+            other.release()
 
     # Past the slots
 
@@ -378,8 +372,6 @@ class Stager:
 
     def close(self) -> None:
         """Unmap the slots, whose descriptors may be closed then."""
-        with self._digesting:
-            self._digested = 0
         for slot in self._slots:
             slot.close()
 
@@ -403,7 +395,7 @@ def _copy(view: memoryview, plan: tensors.Plan, arrays: dict[str, Any]) -> None:
             place, array = entries[number]
             tensors.put(view, place, array)
 
-    if plan.size < _WORTH_TWO or (os.cpu_count() or 1) < 2:
+    if plan.size < _WORTH_A_THREAD or (os.cpu_count() or 1) < 2:
         put(list(range(len(entries))))
     else:
         in_two(put, [size for (_, size), _ in entries])

@@ -20,7 +20,7 @@ from ksupervise.parent.persist import Committed, Persister, commit
 from ksupervise.parent.room import Room, beyond_cap, make_room, size_text
 from ksupervise.parent.stage import Stage
 from ksupervise.parent.voice import Voice
-from ksupervise.store import COMPLETED_FITS, Checkpoint, CheckpointStore, FileRecord, Retention, StoreFull
+from ksupervise.store import COMPLETED_FITS, Checkpoint, CheckpointStore, Retention, StoreFull
 from ksupervise.wire import Control
 
 _LAST_CHANCE = 1.2  # a commit begins before a deadline when so many times what it takes is left
@@ -183,11 +183,8 @@ class Commits:
             began = time.monotonic()
             if refused:
                 raise StoreFull(f"{os.strerror(errno.ENOSPC)} (a rehearsal of it: `ksupervise rehearse disk-full`)")
-            made = commit(shelf.store, slot, staged.about, holder=shelf.holder, retention=shelf.retention, check=check)
+            made = commit(shelf.store, slot, staged.about, holder=shelf.holder, retention=shelf.retention)
             return made, time.monotonic() - began
-
-        def check(record: FileRecord) -> None:
-            shelf.stage.check(staged.index, staged.about, record)
 
         shelf.persister.submit(work, lambda found, error: self._committed(staged, found, error))
 
@@ -208,7 +205,6 @@ class Commits:
         pacer, path = self._shelf.pacer, made.checkpoint.path
         pacer.committed_at = time.monotonic()
         pacer.commit_ended(self._control, seconds)
-        self._shelf.stage.digest(staged.index, staged.seq, made.checkpoint.manifest.files)
         self._write("committed", seq=staged.seq, **staged.about["position"], path=path, seconds=round(seconds, 4))
         for damaged, reason in made.set_aside:
             self._write("set_aside", path=damaged, reason=reason)

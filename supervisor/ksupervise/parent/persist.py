@@ -15,13 +15,12 @@ from typing import Any
 from ksupervise.core.resume import Plan, plan
 from ksupervise.errors import KsuperviseError
 from ksupervise.parent.room import Room
-from ksupervise.parent.stage import ScribbledStage, Stage, content, fill
+from ksupervise.parent.stage import Stage, content, fill
 from ksupervise.store import (
     Checkpoint,
     CheckpointStore,
     Damage,
     DamagedCheckpoint,
-    FileRecord,
     Position,
     Retention,
     StoreFull,
@@ -29,7 +28,6 @@ from ksupervise.store import (
 from ksupervise.wire import Slot
 
 Answer = Callable[[Any, Exception | None], None]
-Check = Callable[[FileRecord], None]
 
 
 class Persister:
@@ -84,13 +82,12 @@ class Candidate:
 class Restored:
     """What a fit's restore came to.
 
-    `set_aside`: (path, reason) of checkpoints found damaged. `scribbled`: why the stage in memory was not used.
+    `set_aside`: (path, reason) of checkpoints found damaged.
     """
 
     plan: Plan[Candidate]
     slot: int | None
     set_aside: tuple[tuple[str, str], ...]
-    scribbled: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,16 +109,13 @@ def commit(
     *,
     holder: str,
     retention: Retention | int,
-    check: Check | None = None,
 ) -> Committed:
     """Make the content of `slot` a checkpoint. A full disk gives up what `retention` has as optional, once.
-
-    `check` is called with each file's record before anything is published; what it raises abandons the commit.
 
     Raises StoreFull, StoreUnwritable, OSError.
     """
     room = Room(store, retention, sum(size for _, size in about["files"].values()))
-    write = functools.partial(_commit, store, slot, about, holder, check)
+    write = functools.partial(_commit, store, slot, about, holder)
     room.make(refused=False)
     try:
         checkpoint = write()
@@ -135,7 +129,7 @@ def commit(
     return Committed(checkpoint, tuple(room.freed), tuple(room.set_aside))
 
 
-def _commit(store: CheckpointStore, slot: Slot, about: dict[str, Any], holder: str, check: Check | None) -> Checkpoint:
+def _commit(store: CheckpointStore, slot: Slot, about: dict[str, Any], holder: str) -> Checkpoint:
     files = {name: content(slot, offset, size) for name, (offset, size) in about["files"].items()}
     return store.commit(
         Position(**about["position"]),
@@ -145,7 +139,6 @@ def _commit(store: CheckpointStore, slot: Slot, about: dict[str, Any], holder: s
         holder=holder,
         origin=about["origin"],
         extra=about.get("extra", {}),
-        check=check,
     )
 
 
@@ -174,19 +167,14 @@ def restore(
     aside: list[tuple[str, str]] = []
     for path, reason in store.damaged():
         aside.append((store.set_aside(path, reason), reason))
-    scribbled = ""
-    try:
-        stage.verify_newest()
-    except ScribbledStage as error:  # it is void now: the disk has to do
-        scribbled = str(error)
     while True:
         usable = [each for each in known(store, stage) if not any(each.seq in numbers for numbers in passed_over)]
         chosen = plan(fit, epochs, usable, begun, abandoned)
         candidate = chosen.checkpoint
         if candidate is None:
-            return Restored(chosen, None, tuple(aside), scribbled)
+            return Restored(chosen, None, tuple(aside))
         try:
-            return Restored(chosen, hold(store, stage, candidate), tuple(aside), scribbled)
+            return Restored(chosen, hold(store, stage, candidate), tuple(aside))
         except DamagedCheckpoint as damage:
             assert candidate.checkpoint is not None  # a stage in memory is read by nobody here
             reason = damage.reason_in(candidate.checkpoint.path)

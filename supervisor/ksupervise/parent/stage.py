@@ -6,17 +6,12 @@ import fcntl
 import mmap
 import os
 import sys
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ksupervise.store import FileRecord
-from ksupervise.wire import DIGEST_CHUNK, PAGE, Control, Slot
-
-
-class ScribbledStage(Exception):
-    """A stage is not what its child left: a dying process, or bad memory, has changed it."""
+from ksupervise.store import CHUNK
+from ksupervise.wire import PAGE, Control, Slot
 
 
 class Stage:
@@ -30,7 +25,6 @@ class Stage:
         """`folder` is used only where the system gives no memfd. Raises OSError."""
         self.on_disk, fds = _memory(folder)
         self.slots = tuple(Slot(fd, on_disk=bool(self.on_disk)) for fd in fds)
-        self._verified = 0  # seq
 
     def newest(self) -> tuple[int, dict[str, Any]] | None:
         """Index and description of the newest complete slot, None if both are empty or torn."""
@@ -44,44 +38,6 @@ class Stage:
         _, index, description = max(complete, key=lambda entry: entry[0])
         return index, description
 
-    def verify_newest(self) -> None:
-        """Read the newest stage and compare its digests, if its child came to take them.
-
-        Raises:
-            ScribbledStage: it is not what was staged; it is void now.
-        """
-        newest = self.newest()
-        if newest is None or newest[1]["seq"] == self._verified:
-            return
-        index, description = newest
-        digests = self.slots[index].read_digests(description) or {}
-        for name, expected in digests.items():
-            offset, size = description["files"][name]
-            found = tuple(zlib.crc32(chunk) for chunk in content(self.slots[index], offset, size))
-            self._compare(index, name, found, expected)
-        self._verified = description["seq"]
-
-    def check(self, index: int, description: Mapping[str, Any], record: FileRecord) -> None:
-        """The file that was written from slot `index` is what was staged. Raises ScribbledStage, as `verify_newest`."""
-        expected = (self.slots[index].read_digests(description) or {}).get(record.name)
-        if expected is not None and record.chunk == DIGEST_CHUNK:
-            self._compare(index, record.name, record.crc32, expected)
-
-    def digest(self, index: int, seq: int, records: Sequence[FileRecord]) -> None:
-        """Leave the digests of what was committed in its slot, for whoever goes back to it in memory."""
-        description = self.slots[index].read_description()
-        if description is not None and description["seq"] == seq and description.get("digests"):
-            found = {record.name: record.crc32 for record in records if record.chunk == DIGEST_CHUNK}
-            if list(found) == list(description["files"]):
-                self.slots[index].write_digests(
-                    seq, description["digests"], [each for crcs in found.values() for each in crcs]
-                )
-
-    def _compare(self, index: int, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
-        if found != expected:
-            self.slots[index].void()
-            raise ScribbledStage(f"{name} in memory is not what was staged (crc32 differs)")
-
     def close(self) -> None:
         """Give the memory back."""
         for slot in self.slots:
@@ -90,15 +46,15 @@ class Stage:
 
 
 def content(slot: Slot, offset: int, size: int) -> Iterator[memoryview]:
-    """The bytes of one staged file, DIGEST_CHUNK of them at a time.
+    """The bytes of one staged file, CHUNK of them at a time.
 
     Memory is not copied but mapped, a window at a time, which goes with the last reference to it: the parent's own
     stays flat whatever the state's size. A window begins at a page, as O_DIRECT wants it.
     """
     if os.fstat(slot.fd).st_size < offset + size:
         raise OSError(f"the stage ends before {offset + size} bytes")
-    for start in range(0, size, DIGEST_CHUNK):
-        length = min(DIGEST_CHUNK, size - start)
+    for start in range(0, size, CHUNK):
+        length = min(CHUNK, size - start)
         if slot.on_disk:  # no seal keeps a file from shrinking under a mapping
             yield memoryview(_read(slot.fd, length, offset + start))
         else:

@@ -248,9 +248,6 @@ class Dialogue:
         if found is None:
             self._refuse(connection, fit, f"the checkpoints cannot be read: {error}")
             return
-        if found.scribbled:
-            self._write("scribbled", reason=found.scribbled)
-            self._desk.shelf.voice.say(f"the state in memory was not used: {found.scribbled}", urgent=True)
         for path, reason in found.set_aside:
             self._write("set_aside", path=path, reason=reason)
             self._desk.shelf.voice.say(f"a damaged checkpoint was set aside: {path}: {reason}", urgent=True)

@@ -49,9 +49,8 @@ from ksupervise.store.layout import RunLayout
 from ksupervise.store.retention import Retention, to_free, to_keep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from ksupervise.store.atomic import FileRecord
 
 Damage = tuple[str, str]  # path, reason
 
@@ -99,7 +98,6 @@ class CheckpointStore:
         holder: str,
         origin: Origin,
         extra: dict[str, Any] | None = None,
-        check: Callable[[FileRecord], None] | None = None,
     ) -> Checkpoint:
         """Publish a checkpoint. When this returns it is on the disk, whole, and counts.
 
@@ -111,15 +109,13 @@ class CheckpointStore:
             holder: who writes.
             origin: why it is written.
             extra: plain JSON to find again in the manifest.
-            check: called with each file's record once that file is written. What it raises is raised here, and
-                nothing is published.
 
         Raises:
             StoreFull: the disk or the quota is full.
             StoreUnwritable: writing failed in another way.
             ValueError, TypeError: the arguments cannot be put into a manifest; nothing was written.
 
-            Whatever is raised, also by `files` and `check`, nothing published before is touched. The checkpoint is
+            Whatever is raised, also by `files`, nothing published before is touched. The checkpoint is
             then not there, or (when only the last sync failed) there, whole, and perhaps lost in a power
             cut. Try again with the next seq, never with the same.
         """
@@ -139,26 +135,20 @@ class CheckpointStore:
         check_payload_names(list(files))
         target = os.path.join(self.layout.checkpoints, _directory_name(draft))
         try:
-            manifest = self._publish(draft, files, target, check)
+            manifest = self._publish(draft, files, target)
         except OSError as error:
             raise write_fault(error, target) from error
         self._surely_whole = target
         return Checkpoint(target, manifest)
 
-    def _publish(
-        self,
-        draft: Manifest,
-        files: Mapping[str, Iterable[Buffer]],
-        target: str,
-        check: Callable[[FileRecord], None] | None,
-    ) -> Manifest:
+    def _publish(self, draft: Manifest, files: Mapping[str, Iterable[Buffer]], target: str) -> Manifest:
         gone = not os.path.isdir(self.layout.tmp) or not os.path.isdir(self.layout.checkpoints)
         if gone and os.path.isdir(self.layout.root):  # without its root the mount went away, or the whole run
             self.layout.create()
         temporary = os.path.join(self.layout.tmp, unique(os.path.basename(target)))
         os.mkdir(temporary, 0o700)
         try:
-            manifest = _write_all_files(temporary, draft, files, check)
+            manifest = _write_all_files(temporary, draft, files)
             sync_dir(temporary)
             if os.path.lexists(target):  # an empty directory would be replaced silently
                 raise FileExistsError(errno.EEXIST, "taken", target)
@@ -463,19 +453,10 @@ def _as_read_back(draft: Manifest) -> Manifest:
         raise ValueError(f"a checkpoint cannot hold this: {error.reason}") from error
 
 
-def _write_all_files(
-    directory: str,
-    draft: Manifest,
-    files: Mapping[str, Iterable[Buffer]],
-    check: Callable[[FileRecord], None] | None,
-) -> Manifest:
+def _write_all_files(directory: str, draft: Manifest, files: Mapping[str, Iterable[Buffer]]) -> Manifest:
     """Write the payload, then the manifest: without it the directory is worth nothing."""
-    records = []
-    for name, data in files.items():
-        records.append(write_file(os.path.join(directory, name), data))
-        if check is not None:
-            check(records[-1])
-    manifest = replace(draft, files=tuple(records))
+    records = tuple(write_file(os.path.join(directory, name), data) for name, data in files.items())
+    manifest = replace(draft, files=records)
     write_file(os.path.join(directory, MANIFEST), [manifest.encode()])
     return manifest
 
