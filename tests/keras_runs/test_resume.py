@@ -160,7 +160,7 @@ for offset in (4096, 4096 + 64, 4096 + 4):
         variable = keras.Variable(np.ones(shape, "float32"))
         state._assign(variable, array)
         assert np.asarray(variable).sum() == 0
-        at = np.asarray(state.read(variable)).ctypes.data
+        at = np.asarray(state.Source(variable).read()).ctypes.data
         found.append(first <= at < first + (1 << 24))
 open(sys.argv[1], "w").write(f"{sum(found)} of {len(found)}")
 """

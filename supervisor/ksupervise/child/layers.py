@@ -6,6 +6,7 @@ step is traced with what it was traced with, and then they are set to what they 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 _PLAIN = (bool, int, float)
@@ -81,6 +82,7 @@ class Layers:
                     setattr(layer, name.removeprefix("_"), value)
 
 
+@functools.cache
 def _is_setting(name: str) -> bool:
     """Public; not what Keras notes for itself."""
     return name == "_trainable" or (not name.startswith("_") and name not in _KERAS_OWN)

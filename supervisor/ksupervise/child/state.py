@@ -151,23 +151,36 @@ def make_global_seed_generator(arrays: Mapping[str, Any]) -> None:
         global_seed_generator()
 
 
-def read(variable: Any) -> Any:
-    """The variable's value as a numpy array; it shares memory with it where the backend allows."""
-    try:
-        return value_of(variable)._numpy()
-    except AttributeError:
-        import keras
+class Source:
+    """Where a variable's value is read; looked up again only if the variable has got another."""
 
-        return keras.ops.convert_to_numpy(value_of(variable))
+    def __init__(self, variable: Any) -> None:
+        self._variable = variable
+        self._inner = getattr(variable, "_value", None)
+        self._handle = getattr(self._inner, "_handle", None)
+
+    def read(self) -> Any:
+        """The value as a numpy array; it shares memory with it where the backend allows."""
+        try:
+            return self.tensor()._numpy()
+        except AttributeError:
+            import keras
+
+            return keras.ops.convert_to_numpy(self.tensor())
+
+    def tensor(self) -> Any:
+        """The value as a tensor. It keeps that value: who assigns to the variable later copies first."""
+        if self._handle is not None and self._variable._value is self._inner:
+            return _read_handle(self._inner, self._handle)
+        value = getattr(self._variable, "value", self._variable)
+        value = value() if callable(value) else value  # a raw tf.Variable has a method of that name
+        handle = getattr(value, "_handle", None)
+        if handle is None:
+            return value.read_value() if hasattr(value, "read_value") else value
+        return _read_handle(value, handle)
 
 
-def value_of(variable: Any) -> Any:
-    """The variable's value as a tensor. It keeps that value: who assigns to the variable later copies first."""
-    value = getattr(variable, "value", variable)
-    value = value() if callable(value) else value  # a raw tf.Variable has a method of that name
-    handle = getattr(value, "_handle", None)
-    if handle is None:
-        return value.read_value() if hasattr(value, "read_value") else value
+def _read_handle(value: Any, handle: Any) -> Any:
     # What `read_value` comes down to, in a third of its time. (All in one tf.function take half of that again, but it
     # costs a second or two to trace, at each attempt.)
     from tensorflow.python.ops.gen_resource_variable_ops import read_variable_op
@@ -199,6 +212,7 @@ class Inventory:
         self._optimizers = optimizers(model)
         self._counts: tuple[int, ...] = ()
         self._named: list[Named] = []
+        self._sources: dict[str, Source] = {}
         self._device = ""  # the first GPU that variables lie on
         self.recipe: list[Any] = []
 
@@ -206,8 +220,8 @@ class Inventory:
         """Name → value of everything, as numpy arrays, or as handles."""
         self._look()
         if handles:
-            return {named.name: Handle(value_of(named.variable)) for named in self._named}
-        return {named.name: read(named.variable) for named in self._named}
+            return {name: Handle(source.tensor()) for name, source in self._sources.items()}
+        return {name: source.read() for name, source in self._sources.items()}
 
     def _look(self) -> None:
         """Find the variables anew if there are more of them."""
@@ -220,6 +234,7 @@ class Inventory:
         )
         if counts != self._counts:
             self._counts, self._named, self.recipe = counts, variables(model), recipe(model)
+            self._sources = {named.name: Source(named.variable) for named in self._named}
             devices = (_device_of(named.variable) for named in self._named)
             self._device = next((device for device in devices if "GPU:" in device), "")
 

@@ -19,6 +19,7 @@ import mmap
 import os
 import stat
 import zlib
+from collections import deque
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -271,20 +272,26 @@ def _create(path: StrPath, buffers: Iterable[Buffer]) -> tuple[int, tuple[int, .
     return written
 
 
+_AHEAD = 2  # blocks made ready while one is written: with one the disk waited for a third of its time
+
+
 def _write_blocks(fd: int, buffers: Iterable[Buffer]) -> tuple[int, tuple[int, ...]]:
     """Write the buffers in blocks of CHUNK bytes; the size and each block's digest.
 
-    While a block is written the next one is got and digested, on a thread; for a small file there is none.
+    While a block is written the next ones are got and digested, on a thread; for a small file there is none.
     """
     size = 0
     digests = []
     with closing(_blocks(buffers)) as blocks, closing(Helper[_Digested | None]("digest")) as helper:
-        found = _next_digested(blocks)
+        found = _next_digested(blocks, [])
+        for _ in range(_AHEAD - 1 if found is not None and len(found[0]) == CHUNK else 0):
+            helper.begin(partial(_next_digested, blocks, []))
+        written: list[memoryview] = []
         while found is not None:
             block, digest = found
             whole = len(block) == CHUNK  # a shorter one is the last
             if whole:
-                helper.begin(partial(_next_digested, blocks))
+                helper.begin(partial(_next_digested, blocks, written))
                 _write_whole(fd, block)
             else:
                 # Only whole blocks are aligned as O_DIRECT wants it; small files and tails go the common way.
@@ -292,7 +299,8 @@ def _write_blocks(fd: int, buffers: Iterable[Buffer]) -> tuple[int, tuple[int, .
                 _write_all(fd, block)
             size += len(block)
             digests.append(digest)
-            del block, found  # a mapping, maybe: it goes with us
+            written = [block]
+            del block, found
             found = helper.result() if whole else None
     return size, tuple(digests)
 
@@ -300,21 +308,22 @@ def _write_blocks(fd: int, buffers: Iterable[Buffer]) -> tuple[int, tuple[int, .
 _Digested = tuple[memoryview, int]
 
 
-def _next_digested(blocks: Iterator[memoryview]) -> _Digested | None:
-    """The next block and its digest, None behind the last."""
+def _next_digested(blocks: Iterator[memoryview], written: list[memoryview]) -> _Digested | None:
+    """The next block and its digest, None behind the last. What is `written` goes first: a mapping, maybe."""
+    written.clear()
     for block in blocks:
         return block, zlib.crc32(block)
     return None
 
 
 def _blocks(buffers: Iterable[Buffer]) -> Generator[memoryview, None, None]:
-    """The buffers' bytes, cut anew every CHUNK bytes. A block is valid until the next but one is asked for.
+    """The buffers' bytes, cut anew every CHUNK bytes. A block is valid until _AHEAD more have been asked for.
 
     A block that lies in one buffer is not copied: whoever hands out page-aligned buffers of CHUNK bytes has them
     written from where they are. Of the buffers before it nothing is held any more.
     """
     # Page-aligned, and without pages until they are touched.
-    own, other = memoryview(mmap.mmap(-1, CHUNK)), memoryview(mmap.mmap(-1, CHUNK))
+    spare = deque(memoryview(mmap.mmap(-1, CHUNK)) for _ in range(_AHEAD + 1))
     filled = 0
     for buffer in buffers:
         rest = _bytes_of(buffer)
@@ -325,16 +334,16 @@ def _blocks(buffers: Iterable[Buffer]) -> Generator[memoryview, None, None]:
             if len(part) == CHUNK:
                 yield part
             else:
-                own[filled : filled + len(part)] = part
+                spare[0][filled : filled + len(part)] = part
                 filled += len(part)
             del part
             if filled == CHUNK:
-                yield own
-                own, other = other, own
+                yield spare[0]
+                spare.rotate(-1)
                 filled = 0
         del rest
     if filled:
-        yield own[:filled]
+        yield spare[0][:filled]
 
 
 def _bytes_of(buffer: Buffer) -> memoryview:
